@@ -1,0 +1,23 @@
+// The fp64 oracle every other implementation is judged against. Slow, simple, whole problem on one device.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+
+namespace tessera::reference {
+
+struct Rows {
+  std::vector<double> output;  // [queries.size(), heads, Dv]
+  std::vector<double> lse;     // [queries.size(), heads], natural log, sink included
+};
+
+// Attention of the listed query rows over all keys, in fp64 throughout. query [Sq, H, D], key [Sk, Hk, D],
+// value [Sk, Hk, Dv] hold the whole sequences (row = global token); `sinks` is [H] or empty.
+StatusOr<Rows> Attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+                         std::span<const Band> bands, const ScoreArgs& score, std::span<const float> sinks,
+                         std::span<const int64_t> query_rows);
+
+}  // namespace tessera::reference
