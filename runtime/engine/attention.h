@@ -1,0 +1,74 @@
+// Plan once, execute many times: distributed attention over any plan and any communicator.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "collectives/communicator.h"
+#include "partition/plan.h"
+#include "runtime/base/status.h"
+#include "runtime/base/tensor.h"
+#include "runtime/device/stream.h"
+#include "runtime/engine/trace.h"
+
+namespace tessera {
+
+struct AttentionOptions {
+  std::string kernel;   // implementation by name; empty = the fastest that serves the problem
+  int threads = 1;      // compute threads of this rank
+  bool trace = false;   // record a TraceEvent per step
+};
+
+// Per-head vectors, [query_heads] fp32 on the host; needed exactly when the problem's score options ask for them.
+struct HeadVectors {
+  std::span<const float> alibi_slopes;
+  std::span<const float> sinks;
+};
+
+// What the last Forward did, for records.
+struct ExecutionStats {
+  double seconds = 0;                // wall clock of this rank's program
+  double compute_seconds = 0;        // inside kernels
+  double exposed_seconds = 0;        // compute unit idle while communication was outstanding
+  Traffic traffic;                   // payload of this execution
+  int64_t slot_bytes = 0;            // memory held for slots
+};
+
+// One rank's end of a distributed attention. Not thread-safe; one execution at a time.
+class Attention {
+ public:
+  // Collective over `comm` (which must outlive this): all ranks compare problem and plan hashes and allocate slots.
+  // FailedPrecondition on every rank when one disagrees, naming it; InvalidArgument when the communicator's size is not
+  // the plan's; Unimplemented when no kernel serves the problem (with each one's reason).
+  static StatusOr<std::unique_ptr<Attention>> Create(Communicator& comm, const PlanSpec& spec,
+                                                     const AttentionOptions& options = {});
+  ~Attention();
+
+  // Collective, asynchronous on `stream`: the status of the execution is returned by stream.Synchronize(). Tensors stay
+  // alive and untouched until then. Local rows follow the layout's order (PlanSpec::query_layout / key_layout):
+  //   query [local query rows, query_heads, qk_width], key [local key rows, kv_heads, qk_width],
+  //   value [local key rows, kv_heads, v_width], in the problem's dtype, host, unit width stride;
+  //   output [local query rows, query_heads, v_width] in the problem's dtype; lse [local query rows, query_heads, 1] fp32.
+  // InvalidArgument, before anything moves, names a tensor whose shape, dtype or memory space is wrong. Never
+  // partially valid: after an error the outputs are undefined and the object only reports that first error.
+  Status Forward(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
+                 const TensorView& output, const TensorView& lse, const HeadVectors& vectors, CpuStream& stream);
+
+  const RankProgram& program() const;
+  std::string_view kernel_name() const;
+  const ExecutionStats& stats() const;   // of the last completed Forward
+  const Trace& trace() const;
+
+ private:
+  struct State;
+  explicit Attention(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+// Gathers every rank's digest and fails on all ranks, naming the ones that disagree with the majority.
+Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what);
+
+}  // namespace tessera
