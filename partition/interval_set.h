@@ -17,7 +17,10 @@ class IntervalSet {
   void Add(Range range);  // union; amortised constant when ranges arrive in order
   IntervalSet Union(const IntervalSet& other) const;
   IntervalSet Intersection(const IntervalSet& other) const;
+  IntervalSet Difference(const IntervalSet& other) const;
   bool Intersects(Range range) const;
+  // Covered integers below `value`: the packed position of `value` when only covered integers are stored.
+  int64_t CountBefore(int64_t value) const;
 
   std::span<const Range> ranges() const { return ranges_; }
   int64_t size() const;  // covered integers

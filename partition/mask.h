@@ -34,7 +34,8 @@ class Mask {
  public:
   Mask() = default;  // nothing is attended
 
-  // InvalidArgument, naming the slice, when a range is negative, reversed or outside the lengths, or two slices overlap.
+  // InvalidArgument, naming the slice, when a range is negative, reversed or outside the lengths, or two slices
+  // overlap.
   static StatusOr<Mask> FromSlices(int64_t query_tokens, int64_t key_tokens, std::span<const MaskSlice> slices,
                                    Window window = {});
   static StatusOr<Mask> Full(int64_t query_tokens, int64_t key_tokens);
@@ -44,6 +45,7 @@ class Mask {
   static StatusOr<Mask> Documents(int64_t tokens, std::span<const int64_t> boundaries, SliceType type,
                                   Window window = {});
 
+  // Sorted by first query, then first key.
   std::span<const Band> bands() const { return bands_; }
   // Number of attended (query, key) pairs.
   double Area() const;

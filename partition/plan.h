@@ -18,9 +18,7 @@
 namespace tessera {
 
 // What a slot holds. kPartialOutput/kPartialLse are fp32 accumulators (the monoid element), kResult/kResultLse rounded.
-enum class SlotContent : uint8_t {
-  kQuery, kKey, kValue, kPartialOutput, kPartialLse, kResult, kResultLse, kStaging
-};
+enum class SlotContent : uint8_t { kQuery, kKey, kValue, kPartialOutput, kPartialLse, kResult, kResultLse, kStaging };
 std::string_view Name(SlotContent content);
 
 // A dense buffer [rows, heads, width] of one rank. External slots are the caller's tensors and cost no memory; kStaging
@@ -63,8 +61,9 @@ struct ReceiveStep {
   friend bool operator==(const ReceiveStep&, const ReceiveStep&) = default;
 };
 
-// A collective all-to-all-v within groups[group]: regions to and from each member. Parts are packed in list order through
-// the staging slots (kNone when nothing is sent/received). A part to oneself is a local copy and not counted as traffic.
+// A collective all-to-all-v within groups[group]: regions to and from each member. Parts are packed in list order
+// through the staging slots; kNone means that every peer's parts are one contiguous piece of one slot (or nothing), so
+// that bytes move in place. A part to oneself is a local copy, is not staged and not counted as traffic.
 struct ExchangePart {
   int peer = 0;  // world rank
   Region region;
@@ -80,7 +79,7 @@ struct ExchangeStep {
 };
 
 // Folds attention of query rows over key/value rows into partial slots. Row numbers of tiles are rows of the slots; the
-// partial rows are the query rows shifted by `partial_row_offset`.
+// partial slots have the same rows as the query slot.
 struct AttendStep {
   SlotId query = kNone;
   SlotId key = kNone;
@@ -127,8 +126,8 @@ struct FinishStep {
 
 using StepBody = std::variant<SendStep, ReceiveStep, ExchangeStep, AttendStep, ClearStep, MergeStep, FinishStep>;
 
-// A step may start when its dependencies are complete. Compute steps (attend, clear, merge, finish) of a rank run one at a
-// time in program order; exchanges start in program order; sends and receives may overlap anything.
+// A step may start when its dependencies are complete. Compute steps (attend, clear, merge, finish) of a rank run one
+// at a time in program order; exchanges start in program order; sends and receives may overlap anything.
 struct Step {
   StepBody body;
   std::vector<StepId> after;  // earlier steps of the same rank

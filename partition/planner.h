@@ -24,8 +24,8 @@ struct PlanOptions {
 // The names `auto` and "all" range over, for `ranks` ranks, in a fixed order.
 std::vector<std::string> StrategyNames(int ranks);
 
-// Resolves the strategy to mesh, layouts and method. InvalidArgument names the strategy, why it cannot serve the problem
-// and one that can.
+// Resolves the strategy to mesh, layouts and method. InvalidArgument names the strategy, why it cannot serve the
+// problem and one that can.
 StatusOr<PlanSpec> MakePlanSpec(const Problem& problem, const PlanOptions& options);
 
 // The programs of all ranks, or of one rank (what execution uses).

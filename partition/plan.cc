@@ -1,0 +1,98 @@
+#include "partition/plan.h"
+
+#include <array>
+#include <memory>
+
+#include "absl/strings/str_format.h"
+#include "xxhash.h"
+
+namespace tessera {
+
+std::string Mesh::ToString() const {
+  return absl::StrFormat("head%d x inner%d x outer%d", head_ranks, inner_ranks, outer_ranks);
+}
+
+std::string_view Name(SlotContent content) {
+  constexpr std::array<std::string_view, 8> names = {"query",       "key",    "value",      "partial_output",
+                                                     "partial_lse", "result", "result_lse", "staging"};
+  return names[static_cast<size_t>(content)];
+}
+
+std::string_view KindName(const StepBody& body) {
+  constexpr std::array<std::string_view, 7> names = {"send",  "receive", "exchange", "attend",
+                                                     "clear", "merge",   "finish"};
+  static_assert(std::variant_size_v<StepBody> == names.size());
+  return names[body.index()];
+}
+
+bool IsCompute(const StepBody& body) {
+  return std::holds_alternative<AttendStep>(body) || std::holds_alternative<ClearStep>(body) ||
+         std::holds_alternative<MergeStep>(body) || std::holds_alternative<FinishStep>(body);
+}
+
+int64_t RankProgram::SlotBytes() const {
+  int64_t bytes = 0;
+  for (const Slot& slot : slots) {
+    if (!slot.external) bytes += slot.bytes();
+  }
+  return bytes;
+}
+
+namespace {
+
+// Feeds fields one by one, so that padding never enters the digest. Raise kPlannerVersion when planners emit other
+// steps for the same spec: ranks running different releases then disagree at start-up instead of hanging later.
+constexpr int kPlannerVersion = 1;
+
+class Digest {
+ public:
+  Digest() : state_(XXH3_createState(), XXH3_freeState) { XXH3_64bits_reset(state_.get()); }
+  template <typename T>
+  Digest& Add(T value) {
+    static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
+    XXH3_64bits_update(state_.get(), &value, sizeof value);
+    return *this;
+  }
+  Digest& Add(Range range) { return Add(range.begin).Add(range.end); }
+  Digest& Add(const std::string& text) {
+    Add(text.size());
+    XXH3_64bits_update(state_.get(), text.data(), text.size());
+    return *this;
+  }
+  Digest& Add(const Layout& layout) {
+    Add(layout.tokens()).Add(layout.ranks());
+    for (int r = 0; r < layout.ranks(); ++r) {
+      Add(layout.segments(r).size());
+      for (const Segment& s : layout.segments(r)) Add(s.begin).Add(s.count).Add(s.stride);
+    }
+    return *this;
+  }
+  uint64_t Value() const { return XXH3_64bits_digest(state_.get()); }
+
+ private:
+  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state_;
+};
+
+}  // namespace
+
+uint64_t Hash(const Problem& problem) {
+  Digest digest;
+  digest.Add(problem.query_tokens).Add(problem.key_tokens).Add(problem.query_heads).Add(problem.kv_heads);
+  digest.Add(problem.qk_width).Add(problem.v_width).Add(problem.dtype);
+  digest.Add(problem.score.scale).Add(problem.score.soft_cap).Add(problem.score.alibi).Add(problem.score.sink);
+  digest.Add(problem.mask.bands().size());
+  for (const Band& band : problem.mask.bands()) {
+    digest.Add(band.queries).Add(band.keys).Add(band.min_offset).Add(band.max_offset);
+  }
+  return digest.Value();
+}
+
+uint64_t Hash(const PlanSpec& spec) {
+  Digest digest;
+  digest.Add(kPlannerVersion).Add(Hash(spec.problem));
+  digest.Add(spec.mesh.head_ranks).Add(spec.mesh.inner_ranks).Add(spec.mesh.outer_ranks);
+  digest.Add(spec.method).Add(spec.strategy).Add(spec.query_layout).Add(spec.key_layout);
+  return digest.Value();
+}
+
+}  // namespace tessera

@@ -1,0 +1,73 @@
+// What the planners of the sequence axis share. Internal to partition.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "partition/needs.h"
+#include "partition/plan.h"
+#include "partition/program_builder.h"
+
+namespace tessera {
+
+// Everything about a spec that does not depend on the rank; built once for all programs.
+// "Sequence rank" s is a position on the sequence axis: with head_ranks > 1 the ranks of a head group act as one
+// sequence rank whose shard is the union of theirs.
+struct PlannerContext {
+  explicit PlannerContext(const PlanSpec& plan_spec);
+
+  const PlanSpec& spec;
+  MaskIndex index;
+  int sequence_ranks;
+  Layout query_layout;  // over sequence ranks
+  Layout key_layout;
+  std::vector<IntervalSet> needed_keys;  // per sequence rank: tokens attended by some query of it
+
+  // Rows of sequence rank `owner`'s key shard that sequence rank `reader` attends.
+  IntervalSet NeededRows(int reader, int owner) const { return key_layout.RowsOf(owner, needed_keys[reader]); }
+};
+
+// One rank's view of its shard: where q, k, v and the partial live, and which heads it serves.
+struct Shard {
+  int sequence_rank = 0;
+  int head_rank = 0;
+  HeadRange query_heads;
+  HeadRange kv_heads;
+  SlotId query = kNone;
+  SlotId key = kNone;
+  SlotId value = kNone;
+  SlotId partial_output = kNone;
+  SlotId partial_lse = kNone;
+};
+
+// Consecutive rows of a slot that hold a segment of tokens.
+struct Piece {
+  int64_t row = 0;
+  Segment tokens;
+};
+// Pieces of rows `rows` of a shard; stored in place, or packed one after the other from row `first_packed_row`.
+std::vector<Piece> InPlace(std::span<const Segment> shard, const IntervalSet& rows);
+std::vector<Piece> Packed(std::span<const Segment> shard, const IntervalSet& rows, int64_t first_packed_row = 0);
+
+// Appends a tile for every pair of pieces that the mask does not separate.
+void AppendTiles(const MaskIndex& index, std::span<const Piece> queries, std::span<const Piece> keys,
+                 std::vector<Tile>& tiles);
+// Attends `tiles`, if there are any, into the shard's partial.
+void EmitAttend(const Shard& shard, SlotId key, SlotId value, std::vector<Tile> tiles, ProgramBuilder& builder);
+
+// A collective exchange, with staging slots where the parts are not in place; staging is shared by nothing else.
+void EmitExchange(int group, int rank, std::vector<ExchangePart> sends, std::vector<ExchangePart> receives,
+                  ProgramBuilder& builder);
+
+Slot KeySlotOf(const Problem& problem, HeadRange kv_heads, int64_t rows);
+Slot ValueSlotOf(const Problem& problem, HeadRange kv_heads, int64_t rows);
+Slot QuerySlotOf(const Problem& problem, HeadRange heads, int64_t rows);
+Slot PartialOutputSlotOf(const Problem& problem, HeadRange heads, int64_t rows);
+Slot PartialLseSlotOf(HeadRange heads, int64_t rows);
+
+// The methods of the sequence axis: fold all keys into the shard's partial slots.
+void EmitRing(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder);
+void EmitAllGather(const PlannerContext& context, const Shard& shard, int group, ProgramBuilder& builder);
+void EmitTree(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder);
+
+}  // namespace tessera

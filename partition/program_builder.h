@@ -1,0 +1,44 @@
+// Builds one rank's program; dependencies follow from what each step reads and writes.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "partition/plan.h"
+
+namespace tessera {
+
+class ProgramBuilder {
+ public:
+  explicit ProgramBuilder(int rank) { program_.rank = rank; }
+
+  SlotId AddSlot(const Slot& slot);
+  int AddGroup(std::vector<int> world_ranks);
+  // Adds a step after every earlier step it conflicts with: a read waits for the last writes of the rows, a write also
+  // for the reads since. Point-to-point tags are numbered per peer here: both ends must emit the messages between a
+  // pair of ranks in the same order.
+  StepId Send(int peer, const Region& region);
+  StepId Receive(int peer, const Region& region);
+  StepId Add(StepBody body);
+
+  const Slot& slot(SlotId id) const { return program_.slots[id]; }
+  int64_t rows(SlotId id) const { return program_.slots[id].rows; }
+  RankProgram Take() { return std::move(program_); }
+
+ private:
+  struct Access {
+    StepId step;
+    Range rows;
+    bool write;
+  };
+  void Touch(SlotId slot, Range rows, bool write, std::vector<StepId>& after);
+  void Touch(const Region& region, bool write, std::vector<StepId>& after) {
+    Touch(region.slot, region.rows, write, after);
+  }
+
+  RankProgram program_;
+  std::vector<std::vector<Access>> accesses_;  // per slot, those a later step may still conflict with
+  std::map<int, int> sent_, received_;         // messages so far, per peer
+};
+
+}  // namespace tessera

@@ -1,0 +1,188 @@
+// Tree attention (Shyam et al. 2024), for every owner of queries in turn: query rows go down a binomial tree over the
+// ranks whose keys they attend, fp32 partials come up and are merged. Keys never move, so it suits few queries over
+// many keys.
+//
+// The merges of root j are emitted after the attends of root j + 1, so that compute goes on while partials travel. All
+// ranks use the same lag, which keeps the order of messages between any pair of ranks equal at both ends.
+#include <algorithm>
+#include <array>
+
+#include "partition/planner_context.h"
+
+namespace tessera {
+namespace {
+
+// One root's tree as seen by one member. Members are numbered along the ring from the root, which is 0; the parent of x
+// clears its lowest set bit.
+struct TreeRole {
+  std::vector<int> members;          // sequence ranks
+  std::vector<IntervalSet> subtree;  // per member: the root's query rows needed in its subtree
+  int self = kNone;
+  Shard working;  // this rank's slots for the root's queries, set on the way down
+};
+
+int LowestBit(int x) {
+  return x & -x;
+}
+
+class Tree {
+ public:
+  Tree(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder)
+      : context_(context), shard_(shard), builder_(builder) {
+    for (int s = 0; s < context.sequence_ranks; ++s) {
+      asking_.push_back(context.index.QueriesFor(context.key_layout.segments(s)));
+    }
+  }
+
+  void Emit() {
+    std::vector<TreeRole> roles;
+    for (int root = 0; root < context_.sequence_ranks; ++root) roles.push_back(RoleIn(root));
+    AllocateSlots(roles);
+    for (int root = 0; root <= context_.sequence_ranks; ++root) {
+      if (root < context_.sequence_ranks && roles[root].self != kNone) Descend(roles[root], root);
+      if (root > 0 && roles[root - 1].self != kNone) Ascend(roles[root - 1]);
+    }
+  }
+
+ private:
+  struct PartialSlots {
+    SlotId output = kNone;
+    SlotId lse = kNone;
+  };
+
+  TreeRole RoleIn(int root) const {
+    TreeRole role;
+    std::vector<IntervalSet> rows;
+    for (int step = 0; step < context_.sequence_ranks; ++step) {
+      const int s = (root + step) % context_.sequence_ranks;
+      IntervalSet asked = context_.query_layout.RowsOf(root, asking_[s]);
+      if (step > 0 && asked.empty()) continue;
+      if (s == shard_.sequence_rank) role.self = static_cast<int>(role.members.size());
+      role.members.push_back(s);
+      rows.push_back(std::move(asked));
+    }
+    const int count = static_cast<int>(role.members.size());
+    role.subtree.resize(count);
+    for (int x = 1; x < count; ++x) {
+      for (int y = x; y < std::min(x + LowestBit(x), count); ++y) role.subtree[x] = role.subtree[x].Union(rows[y]);
+    }
+    role.subtree[0] = IntervalSet({0, context_.query_layout.rows(root)});
+    return role;
+  }
+
+  // Largest subtree first: it has the longest way to go.
+  static std::vector<int> Children(const TreeRole& role) {
+    const int count = static_cast<int>(role.members.size());
+    std::vector<int> children;
+    const int limit = role.self == 0 ? count : LowestBit(role.self);
+    for (int bit = 1; bit < limit && role.self + bit < count; bit *= 2) children.push_back(role.self + bit);
+    std::reverse(children.begin(), children.end());
+    return children;
+  }
+
+  void AllocateSlots(const std::vector<TreeRole>& roles) {
+    int64_t own_rows = 0;    // as an inner node or leaf
+    int64_t child_rows = 0;  // partials that arrive
+    int guests = 0;
+    int arrivals = 0;
+    for (const TreeRole& role : roles) {
+      if (role.self == kNone) continue;
+      if (role.self != 0) {
+        own_rows = std::max(own_rows, role.subtree[role.self].size());
+        ++guests;
+      }
+      for (int child : Children(role)) {
+        child_rows = std::max(child_rows, role.subtree[child].size());
+        ++arrivals;
+      }
+    }
+    const Problem& problem = context_.spec.problem;
+    const auto partial = [&](int64_t rows) {
+      return PartialSlots{builder_.AddSlot(PartialOutputSlotOf(problem, shard_.query_heads, rows)),
+                          builder_.AddSlot(PartialLseSlotOf(shard_.query_heads, rows))};
+    };
+    for (int i = 0; i < std::min(2, guests); ++i) {
+      guest_query_.push_back(builder_.AddSlot(QuerySlotOf(problem, shard_.query_heads, own_rows)));
+      guest_partial_.push_back(partial(own_rows));
+    }
+    for (int i = 0; i < std::min(2, arrivals); ++i) arriving_.push_back(partial(child_rows));
+  }
+
+  int WorldRank(const TreeRole& role, int member) const {
+    return context_.spec.mesh.rank_of(role.members[member], shard_.head_rank);
+  }
+  // Where row `row` of the root's shard is stored at member x: in place at the root, packed elsewhere.
+  static int64_t Stored(const TreeRole& role, int x, int64_t row) {
+    return x == 0 ? row : role.subtree[x].CountBefore(row);
+  }
+
+  void Descend(TreeRole& role, int root) {
+    const int self = role.self;
+    Shard& working = role.working;
+    working = shard_;
+    if (self != 0) {
+      const size_t buffer = guests_++ % guest_query_.size();
+      working.query = guest_query_[buffer];
+      working.partial_output = guest_partial_[buffer].output;
+      working.partial_lse = guest_partial_[buffer].lse;
+      const int parent = self - LowestBit(self);
+      const int64_t rows = role.subtree[self].size();
+      for (const Range& r : role.subtree[self].ranges()) {
+        const int64_t row = Stored(role, self, r.begin);
+        builder_.Receive(WorldRank(role, parent), {working.query, {row, row + r.size()}, shard_.query_heads});
+      }
+      builder_.Add(ClearStep{working.partial_output, working.partial_lse, {0, rows}});
+    }
+    for (int child : Children(role)) {
+      for (const Range& r : role.subtree[child].ranges()) {
+        const int64_t row = Stored(role, self, r.begin);
+        builder_.Send(WorldRank(role, child), {working.query, {row, row + r.size()}, shard_.query_heads});
+      }
+    }
+    const auto queries = context_.query_layout.segments(root);
+    const IntervalSet& rows = role.subtree[self];
+    const auto keys = context_.key_layout.segments(shard_.sequence_rank);
+    const IntervalSet key_rows = context_.NeededRows(root, shard_.sequence_rank);
+    std::vector<Tile> tiles;
+    AppendTiles(context_.index, self == 0 ? InPlace(queries, rows) : Packed(queries, rows), InPlace(keys, key_rows),
+                tiles);
+    EmitAttend(working, shard_.key, shard_.value, std::move(tiles), builder_);
+  }
+
+  void Ascend(const TreeRole& role) {
+    const Shard& working = role.working;
+    for (int child : Children(role)) {
+      const PartialSlots& arriving = arriving_[arrivals_++ % arriving_.size()];
+      const int64_t rows = role.subtree[child].size();
+      builder_.Receive(WorldRank(role, child), {arriving.output, {0, rows}, shard_.query_heads});
+      builder_.Receive(WorldRank(role, child), {arriving.lse, {0, rows}, shard_.query_heads});
+      MergeStep merge{arriving.output, arriving.lse, working.partial_output, working.partial_lse, {}};
+      for (const Range& r : role.subtree[child].ranges()) {
+        merge.rows.push_back({Stored(role, child, r.begin), Stored(role, role.self, r.begin), r.size()});
+      }
+      builder_.Add(std::move(merge));
+    }
+    if (role.self == 0) return;
+    const int parent = role.self - LowestBit(role.self);
+    const int64_t rows = role.subtree[role.self].size();
+    builder_.Send(WorldRank(role, parent), {working.partial_output, {0, rows}, shard_.query_heads});
+    builder_.Send(WorldRank(role, parent), {working.partial_lse, {0, rows}, shard_.query_heads});
+  }
+
+  const PlannerContext& context_;
+  const Shard& shard_;
+  ProgramBuilder& builder_;
+  std::vector<IntervalSet> asking_;  // per sequence rank: queries that attend its keys
+  std::vector<SlotId> guest_query_;
+  std::vector<PartialSlots> guest_partial_, arriving_;
+  size_t guests_ = 0;
+  size_t arrivals_ = 0;
+};
+
+}  // namespace
+
+void EmitTree(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder) {
+  Tree(context, shard, builder).Emit();
+}
+
+}  // namespace tessera
