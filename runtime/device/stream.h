@@ -38,10 +38,14 @@ class CpuStream {
   Status Synchronize();                 // waits for everything submitted; returns and clears the first error
 
  private:
+  struct Work {
+    std::function<Status()> run;
+    bool always;  // runs even after an error: events must not be lost
+  };
   void Run();
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<std::function<Status()>> queue_;
+  std::deque<Work> queue_;
   bool busy_ = false;
   bool stopping_ = false;
   Status status_;

@@ -17,9 +17,9 @@
 namespace tessera {
 
 struct AttentionOptions {
-  std::string kernel;   // implementation by name; empty = the fastest that serves the problem
-  int threads = 1;      // compute threads of this rank
-  bool trace = false;   // record a TraceEvent per step
+  std::string kernel;  // implementation by name; empty = the fastest that serves the problem
+  int threads = 1;     // compute threads of this rank
+  bool trace = false;  // record a TraceEvent per step
 };
 
 // Per-head vectors, [query_heads] fp32 on the host; needed exactly when the problem's score options ask for them.
@@ -30,11 +30,11 @@ struct HeadVectors {
 
 // What the last Forward did, for records.
 struct ExecutionStats {
-  double seconds = 0;                // wall clock of this rank's program
-  double compute_seconds = 0;        // inside kernels
-  double exposed_seconds = 0;        // compute unit idle while communication was outstanding
-  Traffic traffic;                   // payload of this execution
-  int64_t slot_bytes = 0;            // memory held for slots
+  double seconds = 0;          // wall clock of this rank's program
+  double compute_seconds = 0;  // inside kernels
+  double exposed_seconds = 0;  // compute unit idle while communication was outstanding
+  Traffic traffic;             // payload of this execution
+  int64_t slot_bytes = 0;      // memory held for slots
 };
 
 // One rank's end of a distributed attention. Not thread-safe; one execution at a time.
@@ -51,7 +51,8 @@ class Attention {
   // alive and untouched until then. Local rows follow the layout's order (PlanSpec::query_layout / key_layout):
   //   query [local query rows, query_heads, qk_width], key [local key rows, kv_heads, qk_width],
   //   value [local key rows, kv_heads, v_width], in the problem's dtype, host, unit width stride;
-  //   output [local query rows, query_heads, v_width] in the problem's dtype; lse [local query rows, query_heads, 1] fp32.
+  //   output [local query rows, query_heads, v_width] in the problem's dtype; lse [local query rows, query_heads, 1]
+  //   fp32.
   // InvalidArgument, before anything moves, names a tensor whose shape, dtype or memory space is wrong. Never
   // partially valid: after an error the outputs are undefined and the object only reports that first error.
   Status Forward(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
@@ -59,7 +60,7 @@ class Attention {
 
   const RankProgram& program() const;
   std::string_view kernel_name() const;
-  const ExecutionStats& stats() const;   // of the last completed Forward
+  const ExecutionStats& stats() const;  // of the last completed Forward
   const Trace& trace() const;
 
  private:

@@ -12,10 +12,10 @@ enum class TraceLane : uint8_t { kCompute, kSend, kReceive };
 struct TraceEvent {
   int step = 0;
   TraceLane lane = TraceLane::kCompute;
-  std::string name;       // "attend", "send", ...
-  int64_t begin_ns = 0;   // steady clock, since the start of the execution
+  std::string name;      // "attend", "send", ...
+  int64_t begin_ns = 0;  // steady clock, since the start of the execution
   int64_t end_ns = 0;
-  int64_t bytes = 0;      // payload of communication steps
+  int64_t bytes = 0;  // payload of communication steps
 };
 
 struct Trace {

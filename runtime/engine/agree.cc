@@ -1,0 +1,39 @@
+#include <map>
+#include <vector>
+
+#include "absl/strings/str_join.h"
+#include "runtime/engine/attention.h"
+
+namespace tessera {
+
+Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what) {
+  const int ranks = comm.size();
+  std::vector<uint64_t> digests(ranks);
+  std::vector<int64_t> counts(ranks, sizeof digest);
+  std::vector<int64_t> displacements(ranks);
+  for (int r = 0; r < ranks; ++r) displacements[r] = r * int64_t{sizeof digest};
+  TESSERA_ASSIGN_OR_RETURN(Request request,
+                           comm.AllGatherV(std::as_bytes(std::span(&digest, 1)),
+                                           reinterpret_cast<std::byte*>(digests.data()), counts, displacements));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "agreement on the " + std::string(what)));
+  // The largest group is taken for right; between equal groups, the one of the lowest rank.
+  std::map<uint64_t, int> votes;
+  for (uint64_t d : digests) ++votes[d];
+  if (votes.size() == 1) return absl::OkStatus();
+  uint64_t majority = digests[0];
+  for (uint64_t d : digests) {
+    if (votes[d] > votes[majority]) majority = d;
+  }
+  std::vector<int> strangers;
+  for (int r = 0; r < ranks; ++r) {
+    if (digests[r] != majority) strangers.push_back(r);
+  }
+  return absl::FailedPreconditionError(
+      absl::StrFormat("ranks disagree on the %s: rank%s %s differ%s from the other %d; every rank must be started with "
+                      "the same arguments and "
+                      "the same release",
+                      std::string(what), strangers.size() == 1 ? "" : "s", absl::StrJoin(strangers, ", "),
+                      strangers.size() == 1 ? "s" : "", ranks - static_cast<int>(strangers.size())));
+}
+
+}  // namespace tessera

@@ -1,0 +1,46 @@
+// The memory behind a program's slots. Internal to the engine.
+#pragma once
+
+#include <vector>
+
+#include "partition/plan.h"
+#include "runtime/base/status.h"
+#include "runtime/base/tensor.h"
+#include "runtime/device/buffer.h"
+
+namespace tessera {
+
+class SlotTable {
+ public:
+  // Allocates every slot that is not external.
+  static StatusOr<SlotTable> Allocate(const RankProgram& program, DType dtype);
+
+  void BindExternal(SlotId id, void* data) { data_[id] = static_cast<std::byte*>(data); }
+  const Slot& slot(SlotId id) const { return slots_[id]; }
+  std::byte* data(SlotId id) const { return data_[id]; }
+  // Dense view of a whole slot.
+  TensorView View(SlotId id) const;
+  int64_t RowBytes(SlotId id) const;
+  int64_t RegionBytes(const Region& region) const;
+  // First byte of a region that spans all heads of its slot.
+  std::byte* RegionData(const Region& region) const {
+    return data_[region.slot] + region.rows.begin * RowBytes(region.slot);
+  }
+
+  // Copies a region to or from packed bytes; returns the number of bytes.
+  int64_t Pack(const Region& region, std::byte* packed) const;
+  int64_t Unpack(const Region& region, const std::byte* packed) const;
+  // Copies between regions of equal shape.
+  void Copy(const Region& from, const Region& to) const;
+
+ private:
+  template <typename Visit>
+  void ForEachRun(const Region& region, Visit visit) const;
+
+  DType dtype_ = DType::kFloat32;
+  std::vector<Slot> slots_;
+  std::vector<std::byte*> data_;
+  std::vector<HostBuffer> owned_;
+};
+
+}  // namespace tessera
