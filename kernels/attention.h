@@ -1,4 +1,5 @@
-// The attention kernel interface: accumulate softmax attention of query rows over key/value rows into a partial (O, LSE).
+// The attention kernel interface: accumulate softmax attention of query rows over key/value rows into a partial (O,
+// LSE).
 //
 // A partial result is a monoid element: O is the normalised output over the keys seen so far and LSE their natural
 // log-sum-exp, both fp32; the identity is O = 0, LSE = -inf. Every implementation folds new keys into the partial it is
@@ -22,26 +23,26 @@ namespace tessera {
 // if slopes are given, s -= slope[h] * |q_pos + position_offset - k_pos| (ALiBi, Press et al. 2022).
 struct ScoreArgs {
   float scale = 1.0f;
-  float soft_cap = 0.0f;                 // 0 = off
-  std::span<const float> alibi_slopes;   // [query heads of this call], host, empty = off
-  int64_t position_offset = 0;           // key_tokens - query_tokens: aligns the last query with the last key
+  float soft_cap = 0.0f;                // 0 = off
+  std::span<const float> alibi_slopes;  // [query heads of this call], host, empty = off
+  int64_t position_offset = 0;          // key_tokens - query_tokens: aligns the last query with the last key
 };
 
 // One kernel call. All tensors are host views with unit width stride; any row and head stride is allowed.
 struct AttendArgs {
-  ConstTensorView query;   // [Sq rows, heads, D]   fp32, bf16 or fp16
-  ConstTensorView key;     // [Sk rows, kv heads, D]  same dtype as query
-  ConstTensorView value;   // [Sk rows, kv heads, Dv] same dtype as query
-  TensorView output;       // [Sq rows, heads, Dv]  fp32 partial O, read and written; rows outside tiles are not touched
-  TensorView lse;          // [Sq rows, heads, 1]   fp32 partial LSE (natural log), read and written
-  std::span<const Tile> tiles;   // which rows meet, with their global tokens; query rows of tiles may repeat
-  std::span<const Band> bands;   // the mask, in global tokens, pairwise disjoint
+  ConstTensorView query;  // [Sq rows, heads, D]   fp32, bf16 or fp16
+  ConstTensorView key;    // [Sk rows, kv heads, D]  same dtype as query
+  ConstTensorView value;  // [Sk rows, kv heads, Dv] same dtype as query
+  TensorView output;      // [Sq rows, heads, Dv]  fp32 partial O, read and written; rows outside tiles are not touched
+  TensorView lse;         // [Sq rows, heads, 1]   fp32 partial LSE (natural log), read and written
+  std::span<const Tile> tiles;  // which rows meet, with their global tokens; query rows of tiles may repeat
+  std::span<const Band> bands;  // the mask, in global tokens, pairwise disjoint
   // Query head h of this call reads key/value head (first_query_head + h) / group - first_kv_head of the views.
   int first_query_head = 0;
   int first_kv_head = 0;
-  int group = 1;           // query heads per key/value head in the whole problem
+  int group = 1;  // query heads per key/value head in the whole problem
   ScoreArgs score;
-  int threads = 1;         // OpenMP threads this call may use
+  int threads = 1;  // OpenMP threads this call may use
 };
 
 // What an implementation is asked about before it is chosen.
@@ -69,8 +70,8 @@ std::span<const AttentionKernel* const> AttentionKernels();
 // failure the error lists every implementation considered and its reason.
 StatusOr<const AttentionKernel*> FindAttentionKernel(const AttentionTraits& traits, std::string_view name = {});
 
-// (O, LSE) += (O2, LSE2), row by row: out rows [destination_row, +count) of heads [0, heads). fp32, host. Exact identity
-// handling: LSE = -inf on either side leaves the other unchanged; never produces NaN from infinities.
+// (O, LSE) += (O2, LSE2), row by row: out rows [destination_row, +count) of heads [0, heads). fp32, host. Exact
+// identity handling: LSE = -inf on either side leaves the other unchanged; never produces NaN from infinities.
 void MergePartials(const TensorView& output, const TensorView& lse, int64_t destination_row,
                    const ConstTensorView& other_output, const ConstTensorView& other_lse, int64_t source_row,
                    int64_t count);

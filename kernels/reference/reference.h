@@ -15,9 +15,13 @@ struct Rows {
 };
 
 // Attention of the listed query rows over all keys, in fp64 throughout. query [Sq, H, D], key [Sk, Hk, D],
-// value [Sk, Hk, Dv] hold the whole sequences (row = global token); `sinks` is [H] or empty.
+// value [Sk, Hk, Dv] hold the whole sequences (row = global token); `sinks` is [H] or empty. Query head h reads
+// key/value head h / (H / Hk).
 StatusOr<Rows> Attention(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
                          std::span<const Band> bands, const ScoreArgs& score, std::span<const float> sinks,
                          std::span<const int64_t> query_rows);
+
+// The same arithmetic behind the kernel interface: fp64 inside one call, fp32 partials between calls.
+const AttentionKernel* Kernel();
 
 }  // namespace tessera::reference

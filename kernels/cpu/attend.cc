@@ -1,0 +1,33 @@
+// Compiles attend-inl.h once per instruction set and lists the results.
+
+// SVE vectors have no size at compile time and cannot live in the arrays of a register tile; SSSE3 adds nothing that a
+// machine of this decade needs.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_SSSE3)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/attend.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h comes first: it includes this file again for each instruction set.
+#include "kernels/cpu/attend-inl.h"
+
+#if HWY_ONCE
+namespace tessera::cpu {
+
+std::span<const InstructionSet> InstructionSets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> all;
+    for (const InstructionSet& set : {
+           InstructionSet{HWY_AVX3, HWY_CHOOSE_AVX3(RunTask)}, InstructionSet{HWY_AVX2, HWY_CHOOSE_AVX2(RunTask)},
+               InstructionSet{HWY_SSE4, HWY_CHOOSE_SSE4(RunTask)}, InstructionSet{HWY_NEON, HWY_CHOOSE_NEON(RunTask)},
+#if HWY_TARGETS & HWY_SCALAR
+               InstructionSet{HWY_SCALAR, HWY_CHOOSE_FALLBACK(RunTask)},
+#endif
+         }) {
+      if (set.attend != nullptr) all.push_back(set);
+    }
+    return all;
+  }();
+  return sets;
+}
+
+}  // namespace tessera::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,146 @@
+#include "kernels/cpu/kernel.h"
+
+#include <hwy/aligned_allocator.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cctype>
+#include <memory>
+#include <string>
+
+#include "kernels/check.h"
+#include "kernels/cpu/attend.h"
+
+namespace tessera::cpu {
+namespace {
+
+// Multi-head latent attention reads keys of width 576; nothing in the kernel depends on this limit but its scratch.
+constexpr int kMaxWidth = 1024;
+
+// (row, head) pairs of a task: enough that packing a key block (about 2 cycles per element) is a few percent of using
+// it, few enough that queries, outputs and sums stay in a 512 KiB L2 cache.
+int64_t PairsPerTask(int qk_width, int v_width) {
+  constexpr int64_t kFloats = 64 * 1024;
+  return std::clamp<int64_t>(kFloats / (qk_width + v_width), 192, 768) / kRowBlock * kRowBlock;
+}
+
+// Heads of the call that read key head `kv_head` of the views.
+HeadRange QueryHeadsOf(const AttendArgs& args, int kv_head) {
+  const int64_t begin = int64_t{args.first_kv_head + kv_head} * args.group - args.first_query_head;
+  return {static_cast<int>(std::clamp<int64_t>(begin, 0, args.query.heads)),
+          static_cast<int>(std::clamp<int64_t>(begin + args.group, 0, args.query.heads))};
+}
+
+// Rows are taken from the last to the first: under a causal mask the longest tasks then start first.
+void AppendTasks(const AttendArgs& args, const QueryGroup& group, int kv_head, std::vector<Task>* tasks) {
+  const HeadRange heads = QueryHeadsOf(args, kv_head);
+  if (heads.empty()) return;
+  const int64_t step = std::max<int64_t>(1, PairsPerTask(args.query.width, args.value.width) / heads.size());
+  for (int64_t end = group.queries.count; end > 0; end -= step) {
+    tasks->push_back({&group, {std::max<int64_t>(0, end - step), end}, heads, kv_head});
+  }
+}
+
+size_t ArenaFloats(const AttendArgs& args, std::span<const Task> tasks) {
+  int64_t pairs = 0;
+  for (const Task& task : tasks) pairs = std::max(pairs, task.rows.size() * task.heads.size());
+  return ArenaLayout((pairs + kRowBlock - 1) / kRowBlock, args.query.width, args.value.width).total;
+}
+
+class CpuKernel final : public AttentionKernel {
+ public:
+  explicit CpuKernel(const InstructionSet& set) : set_(set), name_("cpu-") {
+    for (const char* c = hwy::TargetName(set.highway_target); *c != '\0'; ++c) {
+      name_ += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
+    }
+  }
+  std::string_view name() const override { return name_; }
+
+  std::string WhyNot(const AttentionTraits& traits) const override {
+    if ((hwy::SupportedTargets() & set_.highway_target) == 0) {
+      return absl::StrCat("this processor has no ", hwy::TargetName(set_.highway_target));
+    }
+    for (int width : {traits.qk_width, traits.v_width}) {
+      if (width < 1 || width > kMaxWidth) return absl::StrCat("head widths must lie in [1, ", kMaxWidth, "]");
+    }
+    return "";
+  }
+
+  Status Attend(const AttendArgs& args) const override {
+    TESSERA_RETURN_IF_ERROR(CheckAttendArgs(args));
+    if (const std::string reason = WhyNot({args.query.dtype, args.query.width, args.value.width}); !reason.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(name_, ": ", reason));
+    }
+    for (const std::vector<QueryGroup>& wave : Waves(args.tiles)) {
+      std::vector<Task> tasks;
+      for (const QueryGroup& group : wave) {
+        for (int kv_head = 0; kv_head < args.key.heads; ++kv_head) AppendTasks(args, group, kv_head, &tasks);
+      }
+      TESSERA_RETURN_IF_ERROR(Run(args, tasks));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  // A row's arithmetic does not depend on its task or thread, so neither does the result.
+  Status Run(const AttendArgs& args, std::span<const Task> tasks) const {
+    const int threads = static_cast<int>(std::min<size_t>(args.threads, tasks.size()));
+    if (threads == 0) return absl::OkStatus();
+    const size_t floats = ArenaFloats(args, tasks);
+    std::atomic<bool> failed = false;
+#pragma omp parallel num_threads(threads)
+    {
+      const auto arena = hwy::AllocateAligned<float>(floats);
+      RowMask mask;
+      if (arena == nullptr) failed = true;
+#pragma omp for schedule(dynamic)
+      for (size_t i = 0; i < tasks.size(); ++i) {
+        if (!failed) set_.attend(args, tasks[i], mask, arena.get());
+      }
+    }
+    if (failed) return absl::ResourceExhaustedError(absl::StrCat(name_, ": no memory for ", floats * 4, " bytes"));
+    return absl::OkStatus();
+  }
+
+  InstructionSet set_;
+  std::string name_;
+};
+
+size_t RoundUp(size_t n) {
+  return (n + ArenaLayout::kMaxLanes - 1) / ArenaLayout::kMaxLanes * ArenaLayout::kMaxLanes;
+}
+
+}  // namespace
+
+ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width) : v_stride(static_cast<int>(RoundUp(v_width))) {
+  const size_t rows = static_cast<size_t>(blocks) * kRowBlock;
+  total = 0;
+  const auto take = [this](size_t floats) {
+    const size_t offset = total;
+    total += RoundUp(floats);
+    return offset;
+  };
+  query = take(rows * qk_width);
+  output = take(rows * v_stride);
+  sum = take(rows * kMaxLanes);
+  max = take(rows);
+  seen = take(rows);
+  key = take(size_t{kKeyBlock} * qk_width);
+  value = take(size_t{kKeyBlock} * v_stride);
+  score = take(size_t{kRowBlock} * kKeyBlock);
+  staging = take(4 * RoundUp(qk_width));
+}
+
+std::vector<const AttentionKernel*> Kernels() {
+  static const std::vector<std::unique_ptr<const CpuKernel>> kernels = [] {
+    std::vector<std::unique_ptr<const CpuKernel>> all;
+    for (const InstructionSet& set : InstructionSets()) all.push_back(std::make_unique<CpuKernel>(set));
+    return all;
+  }();
+  std::vector<const AttentionKernel*> pointers;
+  for (const auto& kernel : kernels) pointers.push_back(kernel.get());
+  return pointers;
+}
+
+}  // namespace tessera::cpu
