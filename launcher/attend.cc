@@ -1,0 +1,151 @@
+// tessera attend: exact attention over the q, k, v of a file, on all ranks.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <optional>
+
+#include "launcher/agreement.h"
+#include "launcher/command.h"
+#include "launcher/host.h"
+#include "launcher/output_file.h"
+#include "launcher/problem_flags.h"
+#include "launcher/progress.h"
+#include "launcher/run_plan.h"
+#include "launcher/table.h"
+#include "partition/print.h"
+
+namespace tessera::launcher {
+namespace {
+
+struct Flags {
+  ProblemFlags problem;
+  ExecutionFlags execution;
+  std::string input;
+  std::string output;
+  std::string trace;
+  int64_t verify_rows = 0;
+};
+
+struct Prepared {
+  std::unique_ptr<FileInput> input;
+  Problem problem;
+};
+
+StatusOr<Prepared> Prepare(const Flags& flags) {
+  TESSERA_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(flags.input));
+  Prepared prepared;
+  prepared.input = std::make_unique<FileInput>(std::move(file));
+  TESSERA_ASSIGN_OR_RETURN(prepared.problem, prepared.input->ShapeOfProblem());
+  TESSERA_RETURN_IF_ERROR(CompleteProblem(flags.problem, prepared.problem));
+  if (!flags.output.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.output));
+  if (!flags.trace.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.trace));
+  return prepared;
+}
+
+Table MakeTable() {
+  return Table({"strategy", "plan", "kernel", "seconds", "bytes counted", "predicted", "max abs error", "(plain)",
+                "rel error", "(plain)", "LSE error", "check"});
+}
+
+void AddRow(Table& table, const Candidate& candidate, const RunReport& report, const Verdict& verdict,
+            const std::optional<Truth>& truth) {
+  const Errors& errors = verdict.errors;
+  const auto error = [&](double value) { return verdict.checked ? FormatError(value) : std::string("-"); };
+  const Errors plain = truth ? truth->plain : Errors{};
+  table.Add({candidate.strategy, candidate.spec->mesh.ToString(), report.kernel, FormatSeconds(report.seconds),
+             absl::StrCat(report.bytes_counted), absl::StrCat(report.bytes_predicted), error(errors.max_absolute),
+             error(plain.max_absolute), error(errors.relative), error(plain.relative), error(errors.lse_relative),
+             Describe(verdict)});
+}
+
+StatusOr<bool> Attend(const Flags& flags, const Context& context) {
+  Communicator& world = *context.world;
+  Progress progress(context.root());
+  progress.Say("reading headers");
+  StatusOr<Prepared> prepared = Prepare(flags);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, prepared.status(), "checking the input"));
+  const Problem& problem = prepared->problem;
+  const std::vector<Candidate> candidates =
+      ResolveStrategies(problem, flags.execution.strategy, world.size(), context.place.local_ranks);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, AnyUsable(candidates), "choosing a strategy"));
+
+  RunOptions options;
+  options.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
+  options.threads = flags.execution.threads > 0       ? flags.execution.threads
+                    : context.environment.threads > 0 ? context.environment.threads
+                                                      : DefaultThreads(context.place.local_ranks);
+  options.trace = !flags.trace.empty();
+
+  const std::vector<int64_t> rows = SampleRows(problem.query_tokens, flags.verify_rows);
+  std::optional<Truth> truth;
+  Status status;
+  world.ReportProgress({RankState::kComputing, -1});
+  if (context.root() && !rows.empty()) {
+    progress.Say(absl::StrCat("recomputing ", rows.size(), " rows in fp64"));
+    StatusOr<Truth> computed = ComputeTruth(problem, *prepared->input, rows, options.kernel, UsableCores());
+    status = computed.status();
+    if (computed.ok()) truth = *std::move(computed);
+  }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "recomputing sampled rows in fp64"));
+  if (context.root()) {
+    std::printf("%s, %d ranks of %d threads%s\n", problem.ToString().c_str(), world.size(), options.threads,
+                rows.empty() ? "" : absl::StrCat(", ", rows.size(), " rows against fp64").c_str());
+  }
+
+  Table table = MakeTable();
+  bool passed = true;
+  for (const Candidate& candidate : candidates) {
+    if (!candidate.spec.ok()) {
+      table.Add({candidate.strategy, "refused: " + std::string(candidate.spec.status().message())});
+      continue;
+    }
+    progress.Say("running " + candidate.strategy);
+    TESSERA_ASSIGN_OR_RETURN(const RunResult result, RunPlan(world, *candidate.spec, *prepared->input, options));
+    TESSERA_ASSIGN_OR_RETURN(const Verdict verdict,
+                             Judge(world, *candidate.spec, result, rows, truth ? &*truth : nullptr,
+                                   std::max(UsableCores(), world.size() * options.threads)));
+    AddRow(table, candidate, result.report, verdict, truth);
+    passed = passed && verdict.ok();
+    if (!flags.trace.empty()) TESSERA_RETURN_IF_ERROR(WriteTrace(world, result.trace, flags.trace));
+    // A result known to be wrong is not worth replacing a file for.
+    if (!flags.output.empty() && verdict.ok()) {
+      progress.Say("writing " + flags.output);
+      TESSERA_RETURN_IF_ERROR(WriteResult(world, *candidate.spec, result, flags.output));
+    }
+  }
+  if (context.root()) std::fputs(table.ToString().c_str(), stdout);
+  return passed;
+}
+
+}  // namespace
+
+void AddAttendCommand(CLI::App& app, Selection& selection) {
+  const auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand("attend", "exact attention over tensors of a safetensors file");
+  command->add_option("--input", flags->input, "safetensors file with q [S, H, D], k and v")->required();
+  command->add_option("--output", flags->output, "file to write out [S, H, Dv] and lse [S, H] to");
+  command->add_option("--verify", flags->verify_rows, "recompute this many sampled rows in fp64 and compare")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--trace", flags->trace, "file to write a Chrome trace of the run to");
+  AddMaskFlags(*command, flags->problem);
+  AddStrategyFlag(*command, flags->execution);
+  AddExecutionFlags(*command, flags->execution);
+  command->footer(
+      "Examples:\n"
+      "  mpirun -n 4 tessera attend --input qkv.safetensors --output out.safetensors\n"
+      "  mpirun -n 4 tessera attend --input qkv.safetensors --verify 64 --strategy all\n"
+      "  mpirun -n 8 tessera attend --input qkv.safetensors --output out.safetensors --mask window:4096 \\\n"
+      "      --strategy grid:2x4 --trace run.trace.json");
+  command->callback([flags, &selection] {
+    if (flags->output.empty() && flags->verify_rows == 0) {
+      throw CLI::ValidationError("attend", "needs --output, --verify or both");
+    }
+    if (flags->execution.strategy == "all" && (!flags->output.empty() || !flags->trace.empty())) {
+      throw CLI::ValidationError("attend", "--strategy all compares strategies; --output and --trace need one of them");
+    }
+    selection = {[flags](const Context& context) { return Attend(*flags, context); }, flags->execution.deadline_seconds,
+                 /*needs_ranks=*/true};
+  });
+}
+
+}  // namespace tessera::launcher

@@ -1,0 +1,208 @@
+// tessera bench scaling: one problem on 1, 2, ... P ranks inside one job, every result checked.
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <optional>
+
+#include "launcher/agreement.h"
+#include "launcher/command.h"
+#include "launcher/host.h"
+#include "launcher/problem_flags.h"
+#include "launcher/progress.h"
+#include "launcher/record.h"
+#include "launcher/run_plan.h"
+#include "launcher/table.h"
+
+namespace tessera::launcher {
+namespace {
+
+struct Flags {
+  ProblemFlags problem;
+  ExecutionFlags execution;
+  std::string json;
+  int repeats = 3;
+  int64_t verify_rows = 32;
+  uint64_t seed = 1;
+  bool every_rank_count = false;
+};
+
+// 1, 2, 4, ... and the job's own size.
+std::vector<int> RankCounts(int ranks, bool every) {
+  std::vector<int> counts;
+  for (int n = 1; n < ranks; n = every ? n + 1 : 2 * n) counts.push_back(n);
+  counts.push_back(ranks);
+  return counts;
+}
+
+// Rows of the table and lines of the record file; exists on rank 0.
+class Report {
+ public:
+  explicit Report(int ranks)
+      : table_({"ranks", "strategy", "seconds", "TFLOP/s", "speed-up", "efficiency", "bytes counted", "predicted",
+                "peak memory", "slots", "overlap", "rel error", "(plain)", "kernel", "check"}),
+        last_(ranks) {}
+
+  Status Open(const std::string& path) {
+    if (path.empty()) return absl::OkStatus();
+    json_.open(path);
+    if (json_.is_open()) return absl::OkStatus();
+    return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
+  }
+
+  void Add(const BenchSample& sample, const PlanSpec& spec) {
+    const RunReport& report = sample.report;
+    if (sample.ranks == 1 && one_rank_seconds_ == 0) one_rank_seconds_ = report.seconds;
+    const double speed_up = report.seconds > 0 ? one_rank_seconds_ / report.seconds : 0;
+    const bool checked = sample.verdict.checked;
+    table_.Add({absl::StrCat(sample.ranks), sample.strategy, absl::StrFormat("%.3f", report.seconds),
+                absl::StrFormat("%.4f", report.seconds > 0 ? report.flops / report.seconds / 1e12 : 0),
+                absl::StrFormat("%.2f", speed_up), absl::StrFormat("%.0f%%", 100 * speed_up / sample.ranks),
+                absl::StrCat(report.bytes_counted), absl::StrCat(report.bytes_predicted),
+                report.peak_bytes < 0 ? "unknown" : FormatBytes(static_cast<double>(report.peak_bytes)),
+                FormatBytes(static_cast<double>(report.slot_bytes)), absl::StrFormat("%.0f%%", 100 * report.overlap),
+                checked ? FormatError(sample.verdict.errors.relative) : "-",
+                checked ? FormatError(sample.plain.relative) : "-", report.kernel, Describe(sample.verdict)});
+    if (json_.is_open()) json_ << ToJsonLine(sample, spec) << "\n" << std::flush;
+  }
+
+  void AddRefusal(int ranks, const Candidate& candidate) {
+    refusals_ += absl::StrCat("  ", ranks, " ranks: ", std::string(candidate.spec.status().message()), "\n");
+  }
+
+  Status Print() {
+    std::fputs(table_.ToString().c_str(), stdout);
+    if (!refusals_.empty()) std::printf("not run:\n%s", refusals_.c_str());
+    if (last_ > UsableCores()) {
+      std::printf("%d ranks share %d cores: speed-up beyond %d is not to be expected.\n", last_, UsableCores(),
+                  UsableCores());
+    }
+    if (json_.is_open() && !json_.good()) return absl::ResourceExhaustedError("the record file could not be written");
+    return absl::OkStatus();
+  }
+
+ private:
+  Table table_;
+  std::string refusals_;
+  std::ofstream json_;
+  double one_rank_seconds_ = 0;
+  int last_ = 1;
+};
+
+// Everything the runs of one job have in common.
+struct Bench {
+  const Flags& flags;
+  const Problem& problem;
+  GeneratedInput input;
+  std::vector<int64_t> rows;
+  std::optional<Truth> truth;  // on rank 0
+  RunOptions options;
+  bool passed = true;
+  bool any = false;
+};
+
+// All strategies on one communicator.
+Status RunRankCount(Communicator& comm, Bench& bench, int ranks_per_node, Report& report, Progress& progress) {
+  std::vector<Candidate> candidates =
+      ResolveStrategies(bench.problem, bench.flags.execution.strategy, comm.size(), ranks_per_node);
+  if (comm.size() == 1) {
+    // On one rank every strategy is the same local computation: one row is the baseline of all.
+    const auto first = std::ranges::find_if(candidates, [](const Candidate& c) { return c.spec.ok(); });
+    if (first != candidates.end()) candidates = {*first};
+  }
+  for (const Candidate& candidate : candidates) {
+    if (!candidate.spec.ok()) {
+      report.AddRefusal(comm.size(), candidate);
+      continue;
+    }
+    progress.Say(absl::StrCat(comm.size(), " ranks, ", candidate.strategy));
+    TESSERA_ASSIGN_OR_RETURN(const RunResult result, RunPlan(comm, *candidate.spec, bench.input, bench.options));
+    TESSERA_ASSIGN_OR_RETURN(const Verdict verdict,
+                             Judge(comm, *candidate.spec, result, bench.rows, bench.truth ? &*bench.truth : nullptr,
+                                   std::max(UsableCores(), comm.size() * bench.options.threads)));
+    if (comm.rank() == 0) {
+      report.Add({candidate.strategy, comm.size(), bench.options.threads, result.report, verdict,
+                  bench.truth ? bench.truth->plain : Errors{}},
+                 *candidate.spec);
+    }
+    bench.passed = bench.passed && verdict.ok();
+    bench.any = true;
+  }
+  return absl::OkStatus();
+}
+
+StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
+  Communicator& world = *context.world;
+  Progress progress(context.root());
+  Report report(world.size());
+  const StatusOr<Problem> problem = MakeProblem(flags.problem);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, problem.status(), "checking the problem"));
+  TESSERA_RETURN_IF_ERROR(
+      AgreeOnStatus(world, context.root() ? report.Open(flags.json) : absl::OkStatus(), "opening the record file"));
+
+  Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows),
+              {},    {}};
+  bench.options.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
+  bench.options.threads = flags.execution.threads > 0       ? flags.execution.threads
+                          : context.environment.threads > 0 ? context.environment.threads
+                                                            : DefaultThreads(context.place.local_ranks);
+  bench.options.repeats = flags.repeats;
+  world.ReportProgress({RankState::kComputing, -1});
+  Status status;
+  if (context.root() && !bench.rows.empty()) {
+    progress.Say(absl::StrCat("recomputing ", bench.rows.size(), " rows in fp64"));
+    StatusOr<Truth> truth = ComputeTruth(*problem, bench.input, bench.rows, bench.options.kernel, UsableCores());
+    status = truth.status();
+    if (truth.ok()) bench.truth = *std::move(truth);
+  }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "recomputing sampled rows in fp64"));
+  if (context.root()) {
+    std::printf("%s, %d threads per rank, median of %d, %zu rows against fp64\n", problem->ToString().c_str(),
+                bench.options.threads, flags.repeats, bench.rows.size());
+  }
+  for (const int ranks : RankCounts(world.size(), flags.every_rank_count)) {
+    const bool member = world.rank() < ranks;
+    TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, world.Split(member ? 0 : -1, world.rank()));
+    if (member) status = RunRankCount(*comm, bench, context.place.local_ranks, report, progress);
+    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, IsAgreed(status) ? Status(status.code(), status.message()) : status,
+                                          "waiting for the ranks that run"));
+  }
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<int> passed,
+                           AllGatherValue(world, bench.passed && bench.any ? 1 : 0, "agreeing on the result"));
+  TESSERA_RETURN_IF_ERROR(
+      AgreeOnStatus(world, context.root() ? report.Print() : absl::OkStatus(), "writing the report"));
+  return passed[0] != 0;
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app, Selection& selection) {
+  CLI::App* bench = app.add_subcommand("bench", "measurements, each checked for correctness");
+  bench->require_subcommand(1);
+  const auto flags = std::make_shared<Flags>();
+  CLI::App* command = bench->add_subcommand("scaling", "one problem on 1, 2, 4, ... P ranks of this job");
+  AddShapeFlags(*command, flags->problem);
+  AddMaskFlags(*command, flags->problem);
+  AddStrategyFlag(*command, flags->execution);
+  AddExecutionFlags(*command, flags->execution);
+  command->add_option("--repeat", flags->repeats, "executions per row, of which the median counts")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  command->add_option("--verify", flags->verify_rows, "rows to recompute in fp64; 0 = none")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--seed", flags->seed, "seed of the generated tensors")->capture_default_str();
+  command->add_option("--json", flags->json, "file to write one JSON record per row to");
+  command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks");
+  command->footer(
+      "Examples:\n"
+      "  mpirun -n 4 tessera bench scaling --seq 32768 --strategy all\n"
+      "  mpirun -n 8 tessera bench scaling --seq 131072 --heads 32 --kv-heads 8 --dim 128 --strategy zigzag \\\n"
+      "      --mask causal --dtype bf16 --json scaling.jsonl");
+  command->callback([flags, &selection] {
+    selection = {[flags](const Context& context) { return Scaling(*flags, context); },
+                 flags->execution.deadline_seconds, /*needs_ranks=*/true};
+  });
+}
+
+}  // namespace tessera::launcher

@@ -1,0 +1,36 @@
+// What a subcommand is: flags that fill a selection, and an action that runs after all ranks agreed on the flags.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+#include "collectives/communicator.h"
+#include "runtime/base/environment.h"
+#include "runtime/base/status.h"
+
+namespace tessera::launcher {
+
+struct Context {
+  Environment environment;
+  LaunchPlace place;
+  Communicator* world = nullptr;  // null when the command runs on this process alone
+
+  bool root() const { return world == nullptr || world->rank() == 0; }
+};
+
+// True when every check passed. Under a communicator an error must be agreed (see agreement.h) or the job is aborted.
+using Action = std::function<StatusOr<bool>(const Context&)>;
+
+struct Selection {
+  Action action;
+  double deadline_seconds = 0;  // 0 = as the environment says
+  bool needs_ranks = false;
+};
+
+// One per file. Each adds a subcommand whose callback fills `selection`.
+void AddAttendCommand(CLI::App& app, Selection& selection);
+void AddBenchCommand(CLI::App& app, Selection& selection);
+void AddPlanCommand(CLI::App& app, Selection& selection);
+void AddDoctorCommand(CLI::App& app, Selection& selection);
+
+}  // namespace tessera::launcher

@@ -1,0 +1,73 @@
+#include "launcher/output_file.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <random>
+
+#include "launcher/agreement.h"
+#include "runtime/base/safetensors.h"
+
+namespace tessera::launcher {
+namespace {
+
+Status WriteAside(const std::string& path, const std::string& text) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
+  std::ofstream file(temporary);
+  file << text << std::flush;
+  if (file.good() && std::rename(temporary.c_str(), path.c_str()) == 0) return absl::OkStatus();
+  const Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
+  std::remove(temporary.c_str());
+  return status;
+}
+
+}  // namespace
+
+Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& result, const std::string& path) {
+  const Problem& problem = spec.problem;
+  const std::vector<SafetensorsEntry> entries = {
+      {"out", problem.dtype, {problem.query_tokens, problem.query_heads, problem.v_width}},
+      {"lse", DType::kFloat32, {problem.query_tokens, problem.query_heads}}};
+  const bool root = comm.rank() == 0;
+  std::random_device random;
+  uint64_t token = uint64_t{random()} << 32 | random();
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<uint64_t> tokens, AllGatherValue(comm, token, "naming the output"));
+  token = tokens[0];
+
+  std::optional<StatusOr<SafetensorsWriter>> writer;
+  if (root) writer.emplace(SafetensorsWriter::Create(path, entries, token));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, root ? writer->status() : absl::OkStatus(), "creating the output"));
+  if (!root) writer.emplace(SafetensorsWriter::Join(path, entries, token));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, writer->status(), "opening the output"));
+
+  const auto segments = spec.query_layout.segments(comm.rank());
+  Status status = (*writer)->WriteRows("out", segments, result.output.view());
+  if (status.ok()) status = (*writer)->WriteRows("lse", segments, result.lse.view());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "writing the output"));
+  return AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output");
+}
+
+Status WriteTrace(Communicator& comm, const Trace& trace, const std::string& path) {
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> documents,
+                           AllGatherText(comm, ToChromeTrace({trace}), "gathering traces"));
+  Status status;
+  if (comm.rank() == 0) {
+    nlohmann::json merged = {{"traceEvents", nlohmann::json::array()}};
+    for (const std::string& text : documents) {
+      const nlohmann::json document = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+      if (!document.is_object() || !document.contains("traceEvents")) {
+        status = absl::InternalError("a rank's trace is not a Chrome trace document");
+        break;
+      }
+      for (const nlohmann::json& event : document["traceEvents"]) merged["traceEvents"].push_back(event);
+    }
+    if (status.ok()) status = WriteAside(path, merged.dump());
+  }
+  return AgreeOnStatus(comm, status, "writing the trace");
+}
+
+}  // namespace tessera::launcher

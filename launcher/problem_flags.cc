@@ -1,0 +1,138 @@
+#include "launcher/problem_flags.h"
+
+#include <charconv>
+#include <fstream>
+#include <optional>
+
+namespace tessera::launcher {
+namespace {
+
+std::optional<int64_t> ParseInteger(std::string_view text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+StatusOr<std::vector<int64_t>> ReadIntegers(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot open document boundaries ", path));
+  std::vector<int64_t> values;
+  for (std::string word; file >> word;) {
+    const std::optional<int64_t> value = ParseInteger(word);
+    if (!value) {
+      constexpr size_t kShown = 40;
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": boundary ", values.size(), " is \"", word.substr(0, kShown), "\"; allowed: integers"));
+    }
+    values.push_back(*value);
+  }
+  return values;
+}
+
+}  // namespace
+
+void AddMaskFlags(CLI::App& command, ProblemFlags& flags) {
+  command.add_option("--mask", flags.mask, "causal, full, window:W or documents:FILE")->capture_default_str();
+  command.add_option("--scale", flags.scale, "softmax scale; 0 = width^-1/2")->capture_default_str();
+  command.add_option("--soft-cap", flags.soft_cap, "cap C: scores become C tanh(s / C); 0 = off")
+      ->capture_default_str();
+}
+
+void AddShapeFlags(CLI::App& command, ProblemFlags& flags) {
+  command.add_option("--seq", flags.tokens, "tokens")->required()->check(CLI::NonNegativeNumber);
+  command.add_option("--heads", flags.heads, "query heads")->capture_default_str()->check(CLI::PositiveNumber);
+  command.add_option("--kv-heads", flags.kv_heads, "key/value heads (default: as --heads)")->check(CLI::PositiveNumber);
+  command.add_option("--dim", flags.width, "width of q and k heads")->capture_default_str()->check(CLI::PositiveNumber);
+  command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")->check(CLI::PositiveNumber);
+  command.add_option("--dtype", flags.dtype, "fp32, bf16 or fp16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+}
+
+void AddStrategyFlag(CLI::App& command, ExecutionFlags& flags) {
+  command
+      .add_option("--strategy", flags.strategy,
+                  "auto, all, ring, zigzag, striped, balanced, allgather, ulysses, grid:HxS, double-ring[:NODES], tree")
+      ->capture_default_str();
+}
+
+void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags) {
+  command.add_option("--kernel", flags.kernel, "attention kernel by name; see `tessera doctor` (default: the fastest)");
+  command.add_option("--threads", flags.threads, "compute threads per rank (default: cores / ranks on the node)")
+      ->check(CLI::Range(1, 4096));
+  command
+      .add_option("--deadline", flags.deadline_seconds,
+                  "longest silence of a peer, in seconds (default: TESSERA_DEADLINE_SECONDS or 30)")
+      ->check(CLI::Range(0.1, 86400.0));
+}
+
+StatusOr<Mask> ParseMask(const std::string& text, int64_t query_tokens, int64_t key_tokens) {
+  if (text == "causal") return Mask::Causal(query_tokens, key_tokens);
+  if (text == "full") return Mask::Full(query_tokens, key_tokens);
+  const size_t colon = text.find(':');
+  const std::string kind = text.substr(0, colon);
+  const std::string argument = colon == std::string::npos ? "" : text.substr(colon + 1);
+  if (kind == "window") {
+    const std::optional<int64_t> width = ParseInteger(argument);
+    if (!width || *width < 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("mask \"", text, "\": the window is \"", argument, "\"; allowed: 1 or more tokens"));
+    }
+    return Mask::Causal(query_tokens, key_tokens, Window{.left = *width - 1, .right = 0});
+  }
+  if (kind == "documents" && !argument.empty()) {
+    if (query_tokens != key_tokens) {
+      return absl::InvalidArgumentError(absl::StrCat("mask \"", text, "\" needs as many query as key tokens, not ",
+                                                     query_tokens, " and ", key_tokens));
+    }
+    TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> boundaries, ReadIntegers(argument));
+    StatusOr<Mask> mask = Mask::Documents(query_tokens, boundaries, SliceType::kCausal);
+    if (mask.ok()) return mask;
+    return Status(mask.status().code(), absl::StrCat(argument, ": ", std::string(mask.status().message())));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("mask \"", text, "\" is unknown; allowed: causal, full, window:W, documents:FILE"));
+}
+
+Status CompleteProblem(const ProblemFlags& flags, Problem& problem) {
+  TESSERA_ASSIGN_OR_RETURN(problem.mask, ParseMask(flags.mask, problem.query_tokens, problem.key_tokens));
+  problem.score.scale = flags.scale;
+  problem.score.soft_cap = flags.soft_cap;
+  return Validate(problem);
+}
+
+StatusOr<Problem> MakeProblem(const ProblemFlags& flags) {
+  Problem problem;
+  problem.query_tokens = flags.tokens;
+  problem.key_tokens = flags.tokens;
+  problem.query_heads = flags.heads;
+  problem.kv_heads = flags.kv_heads > 0 ? flags.kv_heads : flags.heads;
+  problem.qk_width = flags.width;
+  problem.v_width = flags.v_width > 0 ? flags.v_width : flags.width;
+  problem.dtype = ParseDType(flags.dtype).value_or(DType::kBFloat16);
+  TESSERA_RETURN_IF_ERROR(CompleteProblem(flags, problem));
+  return problem;
+}
+
+std::vector<Candidate> ResolveStrategies(const Problem& problem, const std::string& strategy, int ranks,
+                                         int ranks_per_node) {
+  const std::vector<std::string> names = strategy == "all" ? StrategyNames(ranks) : std::vector<std::string>{strategy};
+  std::vector<Candidate> candidates;
+  for (const std::string& name : names) {
+    candidates.push_back({name, MakePlanSpec(problem, {name, ranks, ranks_per_node})});
+  }
+  return candidates;
+}
+
+Status AnyUsable(const std::vector<Candidate>& candidates) {
+  std::string reasons;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.spec.ok()) return absl::OkStatus();
+    absl::StrAppend(&reasons, reasons.empty() ? "" : "; ", std::string(candidate.spec.status().message()));
+  }
+  // Well formed but not servable: FailedPrecondition is what becomes the "refused" exit code.
+  return absl::FailedPreconditionError(reasons.empty() ? "no strategy exists for this many ranks" : reasons);
+}
+
+}  // namespace tessera::launcher

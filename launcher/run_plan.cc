@@ -1,0 +1,138 @@
+#include "launcher/run_plan.h"
+
+#include <algorithm>
+
+#include "launcher/agreement.h"
+#include "launcher/host.h"
+#include "partition/cost.h"
+#include "runtime/device/stream.h"
+#include "runtime/engine/attention.h"
+
+namespace tessera::launcher {
+namespace {
+
+struct LocalTensors {
+  HostTensor query, key, value, output, lse;
+};
+
+StatusOr<LocalTensors> Load(const PlanSpec& spec, int rank, const InputSource& input) {
+  const Problem& problem = spec.problem;
+  const int64_t query_rows = spec.query_layout.rows(rank);
+  const int64_t key_rows = spec.key_layout.rows(rank);
+  LocalTensors local;
+  TESSERA_ASSIGN_OR_RETURN(local.query, AllocateOperand(problem, Operand::kQuery, query_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.key, AllocateOperand(problem, Operand::kKey, key_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.value, AllocateOperand(problem, Operand::kValue, key_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.output,
+                           HostTensor::Allocate(problem.dtype, query_rows, problem.query_heads, problem.v_width));
+  TESSERA_ASSIGN_OR_RETURN(local.lse, HostTensor::Allocate(DType::kFloat32, query_rows, problem.query_heads, 1));
+  TESSERA_RETURN_IF_ERROR(input.Read(Operand::kQuery, spec.query_layout.segments(rank), local.query.view()));
+  TESSERA_RETURN_IF_ERROR(input.Read(Operand::kKey, spec.key_layout.segments(rank), local.key.view()));
+  TESSERA_RETURN_IF_ERROR(input.Read(Operand::kValue, spec.key_layout.segments(rank), local.value.view()));
+  return local;
+}
+
+// What every rank tells about one execution.
+struct Sample {
+  double seconds = 0;
+  double compute_seconds = 0;
+  double exposed_seconds = 0;
+  int64_t bytes_received = 0;
+  int64_t slot_bytes = 0;
+};
+struct Repeat {
+  double seconds = 0;
+  std::vector<Sample> ranks;
+};
+
+StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, const LocalTensors& local, CpuStream& stream) {
+  TESSERA_ASSIGN_OR_RETURN(Request barrier, comm.Barrier());
+  TESSERA_RETURN_IF_ERROR(Wait(comm, barrier, "starting together"));
+  Status status = attention.Forward(local.query.view(), local.key.view(), local.value.view(), local.output.view(),
+                                    local.lse.view(), {}, stream);
+  if (status.ok()) status = stream.Synchronize();
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "ending together"));
+  const ExecutionStats& stats = attention.stats();
+  const Sample mine{stats.seconds, stats.compute_seconds, stats.exposed_seconds, stats.traffic.bytes_received,
+                    stats.slot_bytes};
+  Repeat repeat;
+  TESSERA_ASSIGN_OR_RETURN(repeat.ranks, AllGatherValue(comm, mine, "gathering times"));
+  for (const Sample& sample : repeat.ranks) repeat.seconds = std::max(repeat.seconds, sample.seconds);
+  return repeat;
+}
+
+RunReport Summarise(const PlanSpec& spec, std::vector<Repeat> repeats, const std::vector<int64_t>& peaks) {
+  std::ranges::sort(repeats, {}, &Repeat::seconds);
+  const Repeat& median = repeats[repeats.size() / 2];
+  RunReport report;
+  report.seconds = median.seconds;
+  for (const Sample& sample : median.ranks) {
+    report.compute_seconds = std::max(report.compute_seconds, sample.compute_seconds);
+    report.bytes_counted += sample.bytes_received;
+    report.slot_bytes = std::max(report.slot_bytes, sample.slot_bytes);
+  }
+  const Sample& slowest = *std::ranges::max_element(median.ranks, {}, &Sample::seconds);
+  report.overlap = slowest.seconds > 0 ? 1 - slowest.exposed_seconds / slowest.seconds : 1;
+  const auto [lowest, highest] = std::ranges::minmax_element(peaks);
+  report.peak_bytes = *lowest < 0 ? -1 : *highest;
+  report.bytes_predicted = PredictedBytes(spec);
+  report.flops = spec.problem.Flops();
+  return report;
+}
+
+}  // namespace
+
+StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const InputSource& input,
+                            const RunOptions& options) {
+  const bool peak_known = ResetPeakResident();
+  const int64_t baseline = ResidentBytes();
+  comm.ReportProgress({RankState::kComputing, -1});  // reading or generating may take long
+  StatusOr<LocalTensors> loaded = Load(spec, comm.rank(), input);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, loaded.status(), "loading tensors"));
+  StatusOr<std::unique_ptr<Attention>> attention =
+      Attention::Create(comm, spec, {options.kernel, options.threads, options.trace});
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, attention.status(), "creating the attention"));
+
+  CpuStream stream;
+  std::vector<Repeat> repeats;
+  for (int i = 0; i < options.repeats; ++i) {
+    TESSERA_ASSIGN_OR_RETURN(Repeat repeat, Execute(comm, **attention, *loaded, stream));
+    repeats.push_back(std::move(repeat));
+  }
+  const int64_t growth = peak_known ? std::max<int64_t>(0, PeakResidentBytes() - baseline) : -1;
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> peaks, AllGatherValue(comm, growth, "gathering memory peaks"));
+
+  RunResult result{Summarise(spec, std::move(repeats), peaks), std::move(loaded->output), std::move(loaded->lse), {}};
+  result.report.kernel = (*attention)->kernel_name();
+  if (options.trace) result.trace = (*attention)->trace();
+  return result;
+}
+
+StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResult& result,
+                        const std::vector<int64_t>& rows, const Truth* truth, int cores) {
+  Verdict verdict;
+  const RunReport& report = result.report;
+  verdict.bytes_match = report.bytes_counted == report.bytes_predicted;
+  const bool half = spec.problem.dtype != DType::kFloat32;
+  verdict.plausible = report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
+  if (!rows.empty()) {
+    TESSERA_ASSIGN_OR_RETURN(const SampledResult samples, GatherSamples(comm, spec.problem, spec.query_layout, rows,
+                                                                        result.output.view(), result.lse.view()));
+    if (comm.rank() == 0 && truth != nullptr) {
+      verdict.checked = true;
+      verdict.errors = Compare(*truth, samples);
+      verdict.accurate = Acceptable(verdict.errors, *truth, spec.problem.dtype);
+    }
+  }
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<Verdict> all, AllGatherValue(comm, verdict, "agreeing on the verdict"));
+  return all[0];
+}
+
+std::string Describe(const Verdict& verdict) {
+  if (!verdict.accurate) return "WRONG";
+  if (!verdict.bytes_match) return "BYTES DIFFER";
+  if (!verdict.plausible) return "TOO FAST TO BE TRUE";
+  return verdict.checked ? "ok" : "not verified";
+}
+
+}  // namespace tessera::launcher

@@ -1,0 +1,63 @@
+// Runs one plan on a communicator and measures it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "launcher/input_source.h"
+#include "launcher/truth.h"
+#include "partition/plan.h"
+#include "runtime/engine/trace.h"
+
+namespace tessera::launcher {
+
+struct RunOptions {
+  std::string kernel;
+  int threads = 1;
+  int repeats = 1;
+  bool trace = false;
+};
+
+// Over all ranks of the communicator; the same on each.
+struct RunReport {
+  double seconds = 0;          // median over repeats of the slowest rank
+  double compute_seconds = 0;  // busiest rank, in the median repeat
+  double overlap = 0;          // share of the slowest rank's time in which communication was not waited for
+  int64_t bytes_counted = 0;   // received, one execution, sum over ranks
+  int64_t bytes_predicted = 0;
+  int64_t slot_bytes = 0;  // largest over ranks
+  int64_t peak_bytes = 0;  // largest growth of resident memory over ranks, inputs included; -1 = unknown
+  double flops = 0;
+  std::string kernel;
+};
+
+// This rank's results.
+struct RunResult {
+  RunReport report;
+  HostTensor output;
+  HostTensor lse;
+  Trace trace;
+};
+
+// Collective. Errors are agreed, unless the communicator itself failed.
+StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const InputSource& input,
+                            const RunOptions& options);
+
+struct Verdict {
+  bool checked = false;  // against fp64
+  Errors errors;
+  bool accurate = true;
+  bool bytes_match = true;
+  bool plausible = true;
+  bool ok() const { return accurate && bytes_match && plausible; }
+};
+
+// Collective. `truth` is used on rank 0 only and may be null there when nothing is to be verified (`rows` is empty).
+StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResult& result,
+                        const std::vector<int64_t>& rows, const Truth* truth, int cores);
+
+// "ok", or what is wrong in a few words.
+std::string Describe(const Verdict& verdict);
+
+}  // namespace tessera::launcher

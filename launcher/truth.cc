@@ -1,0 +1,217 @@
+#include "launcher/truth.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "kernels/attention.h"
+#include "kernels/reference/reference.h"
+
+namespace tessera::launcher {
+namespace {
+
+constexpr double kLseTolerance = 1e-5;
+
+// Half the distance from 1 to the next value.
+double UnitRoundoff(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    case DType::kFloat16:
+      return 0x1p-11;
+  }
+  return 0;
+}
+
+// A partial over no keys: O = 0, LSE = -inf.
+void Clear(const TensorView& output, const TensorView& lse) {
+  std::fill_n(static_cast<float*>(output.data), output.elements(), 0.0f);
+  std::fill_n(static_cast<float*>(lse.data), lse.elements(), -std::numeric_limits<float>::infinity());
+}
+
+SampledResult ToFloats(const ConstTensorView& output, const ConstTensorView& lse) {
+  SampledResult result;
+  result.output.resize(output.elements());
+  for (int64_t i = 0; i < output.elements(); ++i) result.output[i] = LoadAsFloat(output.data, output.dtype, i);
+  const auto* begin = static_cast<const float*>(lse.data);
+  result.lse.assign(begin, begin + lse.elements());
+  return result;
+}
+
+// One kernel call over all keys for the sampled rows: what one device without any plan computes.
+StatusOr<SampledResult> PlainRun(const Problem& problem, const ConstTensorView& query, const ConstTensorView& key,
+                                 const ConstTensorView& value, const std::vector<int64_t>& tokens,
+                                 const ScoreArgs& score, const std::string& kernel_name, int threads) {
+  TESSERA_ASSIGN_OR_RETURN(const AttentionKernel* kernel,
+                           FindAttentionKernel({problem.dtype, problem.qk_width, problem.v_width}, kernel_name));
+  const auto rows = static_cast<int64_t>(tokens.size());
+  const int heads = problem.query_heads;
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial,
+                           HostTensor::Allocate(DType::kFloat32, rows, heads, problem.v_width));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial_lse, HostTensor::Allocate(DType::kFloat32, rows, heads, 1));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor output, HostTensor::Allocate(problem.dtype, rows, heads, problem.v_width));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor lse, HostTensor::Allocate(DType::kFloat32, rows, heads, 1));
+  Clear(partial.view(), partial_lse.view());
+
+  std::vector<Tile> tiles;
+  for (int64_t row = 0; row < rows; ++row) tiles.push_back({row, {tokens[row], 1, 1}, 0, {0, problem.key_tokens, 1}});
+  AttendArgs args{.query = query,
+                  .key = key,
+                  .value = value,
+                  .output = partial.view(),
+                  .lse = partial_lse.view(),
+                  .tiles = tiles,
+                  .bands = problem.mask.bands(),
+                  .first_query_head = 0,
+                  .first_kv_head = 0,
+                  .group = problem.group(),
+                  .score = score,
+                  .threads = threads};
+  TESSERA_RETURN_IF_ERROR(kernel->Attend(args));
+  FinishPartials(partial.view(), partial_lse.view(), {}, output.view(), lse.view(), threads);
+  return ToFloats(output.view(), lse.view());
+}
+
+// The sampled tokens that `rank` owns, in the order of its local rows, as indices into `tokens` and local rows.
+struct OwnedSample {
+  size_t sample = 0;
+  int64_t local_row = 0;
+};
+std::vector<OwnedSample> OwnedSamples(const Layout& layout, int rank, const std::vector<int64_t>& tokens) {
+  std::vector<OwnedSample> owned;
+  int64_t first_row = 0;
+  for (const Segment& segment : layout.segments(rank)) {
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      const Range rows = RowsWithin(segment, {tokens[i], tokens[i] + 1});
+      if (!rows.empty()) owned.push_back({i, first_row + rows.begin});
+    }
+    first_row += segment.count;
+  }
+  return owned;
+}
+
+}  // namespace
+
+std::vector<int64_t> SampleRows(int64_t tokens, int64_t count) {
+  std::vector<int64_t> rows(std::min(tokens, count));
+  if (count >= tokens) {
+    std::iota(rows.begin(), rows.end(), int64_t{0});
+    return rows;
+  }
+  // Evenly spaced rows would meet the same position of every chunk, so each is drawn within its stratum.
+  std::mt19937_64 generator(0x7e55e7a);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t begin = tokens * i / count, end = tokens * (i + 1) / count;
+    rows[i] = begin + static_cast<int64_t>(generator() % static_cast<uint64_t>(end - begin));
+  }
+  if (count > 0) rows.front() = 0;
+  if (count > 1) rows.back() = tokens - 1;
+  return rows;
+}
+
+StatusOr<Truth> ComputeTruth(const Problem& problem, const InputSource& input, std::vector<int64_t> rows,
+                             const std::string& kernel, int threads) {
+  // The reference addresses queries by global token; only the sampled rows of this allocation are ever touched.
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor query, AllocateOperand(problem, Operand::kQuery, problem.query_tokens));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor key, AllocateOperand(problem, Operand::kKey, problem.key_tokens));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor value, AllocateOperand(problem, Operand::kValue, problem.key_tokens));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor sampled,
+                           AllocateOperand(problem, Operand::kQuery, static_cast<int64_t>(rows.size())));
+  const Segment all_keys{0, problem.key_tokens, 1};
+  TESSERA_RETURN_IF_ERROR(input.Read(Operand::kKey, {&all_keys, 1}, key.view()));
+  TESSERA_RETURN_IF_ERROR(input.Read(Operand::kValue, {&all_keys, 1}, value.view()));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const Segment row{rows[i], 1, 1};
+    const auto one = [&](const TensorView& view, int64_t at) {
+      return TensorView::Dense(view.At(at, 0), view.dtype, 1, view.heads, view.width);
+    };
+    TESSERA_RETURN_IF_ERROR(input.Read(Operand::kQuery, {&row, 1}, one(query.view(), rows[i])));
+    TESSERA_RETURN_IF_ERROR(input.Read(Operand::kQuery, {&row, 1}, one(sampled.view(), static_cast<int64_t>(i))));
+  }
+  ScoreArgs score;
+  score.scale = problem.EffectiveScale();
+  score.soft_cap = problem.score.soft_cap;
+  score.position_offset = problem.key_tokens - problem.query_tokens;
+
+  TESSERA_ASSIGN_OR_RETURN(reference::Rows exact, reference::Attention(query.view(), key.view(), value.view(),
+                                                                       problem.mask.bands(), score, {}, rows));
+  Truth truth{std::move(rows), std::move(exact.output), std::move(exact.lse), 0, {}};
+  for (double x : truth.output) truth.largest = std::max(truth.largest, std::abs(x));
+  TESSERA_ASSIGN_OR_RETURN(const SampledResult plain, PlainRun(problem, sampled.view(), key.view(), value.view(),
+                                                               truth.rows, score, kernel, threads));
+  truth.plain = Compare(truth, plain);
+  return truth;
+}
+
+StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem, const Layout& layout,
+                                      const std::vector<int64_t>& rows, const ConstTensorView& output,
+                                      const ConstTensorView& lse) {
+  const int64_t output_row = int64_t{problem.query_heads} * problem.v_width;
+  const int64_t row_floats = output_row + problem.query_heads;
+  std::vector<int64_t> counts(comm.size()), displacements(comm.size());
+  std::vector<size_t> order;  // sample of each gathered row
+  for (int rank = 0; rank < comm.size(); ++rank) {
+    displacements[rank] = static_cast<int64_t>(order.size()) * row_floats * sizeof(float);
+    for (const OwnedSample& owned : OwnedSamples(layout, rank, rows)) order.push_back(owned.sample);
+    counts[rank] = static_cast<int64_t>(order.size()) * row_floats * sizeof(float) - displacements[rank];
+  }
+  std::vector<float> mine;
+  for (const OwnedSample& owned : OwnedSamples(layout, comm.rank(), rows)) {
+    const void* row = output.At(owned.local_row, 0);
+    for (int64_t i = 0; i < output_row; ++i) mine.push_back(LoadAsFloat(row, output.dtype, i));
+    const auto* row_lse = static_cast<const float*>(lse.At(owned.local_row, 0));
+    mine.insert(mine.end(), row_lse, row_lse + problem.query_heads);
+  }
+  std::vector<float> gathered(order.size() * row_floats);
+  TESSERA_ASSIGN_OR_RETURN(
+      Request request, comm.AllGatherV(std::as_bytes(std::span(mine)), reinterpret_cast<std::byte*>(gathered.data()),
+                                       counts, displacements));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "gathering sampled rows"));
+
+  SampledResult result;
+  result.output.resize(rows.size() * output_row);
+  result.lse.resize(rows.size() * problem.query_heads);
+  for (size_t i = 0; i < order.size(); ++i) {
+    const float* row = gathered.data() + i * row_floats;
+    std::copy_n(row, output_row, result.output.begin() + order[i] * output_row);
+    std::copy_n(row + output_row, problem.query_heads, result.lse.begin() + order[i] * problem.query_heads);
+  }
+  return result;
+}
+
+Errors Compare(const Truth& truth, const SampledResult& result) {
+  Errors errors;
+  double squares = 0, exact_squares = 0;
+  // std::max drops NaN, so differences are negated comparisons: anything not provably small counts as infinite.
+  const auto grow = [](double& worst, double difference) {
+    if (!(difference <= worst)) worst = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
+  };
+  for (size_t i = 0; i < truth.output.size(); ++i) {
+    const double difference = std::abs(double{result.output[i]} - truth.output[i]);
+    grow(errors.max_absolute, difference);
+    squares += difference * difference;
+    exact_squares += truth.output[i] * truth.output[i];
+  }
+  for (size_t i = 0; i < truth.lse.size(); ++i) {
+    const double exact = truth.lse[i];
+    if (double{result.lse[i]} == exact) continue;  // -inf, a row that attends no key
+    grow(errors.lse_relative, std::abs(double{result.lse[i]} - exact) / std::max(1.0, std::abs(exact)));
+  }
+  grow(errors.relative, exact_squares > 0 ? std::sqrt(squares / exact_squares) : std::sqrt(squares));
+  return errors;
+}
+
+bool Acceptable(const Errors& errors, const Truth& truth, DType dtype) {
+  // Where the plain run happens to be exact, merging partials still rounds: a difference, an exponential, two products
+  // and a sum in fp32 at every merge, and once to the dtype at the end. Eight fp32 roundings and one of the dtype is
+  // what such a run may lose without being less accurate than its number format.
+  const double floor = 8 * UnitRoundoff(DType::kFloat32) + (dtype == DType::kFloat32 ? 0 : UnitRoundoff(dtype));
+  return errors.max_absolute <= 2 * truth.plain.max_absolute + floor * truth.largest &&
+         errors.relative <= 2 * truth.plain.relative + floor && errors.lse_relative <= kLseTolerance;
+}
+
+}  // namespace tessera::launcher
