@@ -1,8 +1,9 @@
 # tessera_test(<name> SOURCES ... LIBS ... [MPI_RANKS n...] [LABELS ...] [TIMEOUT s] [MAIN target]) builds one GoogleTest
 # program and registers it with ctest: once plainly, or once per rank count under mpirun when MPI_RANKS is given.
-set(TESSERA_MPI_ENVIRONMENT
-  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-  OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_btl=self,vader OMPI_MCA_pml=ob1)
+# launcher/mpi-env.sh is the one list of what mpirun needs here.
+file(STRINGS "${PROJECT_SOURCE_DIR}/launcher/mpi-env.sh" TESSERA_MPI_ENVIRONMENT REGEX "^export ")
+list(TRANSFORM TESSERA_MPI_ENVIRONMENT REPLACE "^export " "")
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/launcher/mpi-env.sh")
 function(tessera_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT;MAIN" "SOURCES;LIBS;MPI_RANKS;LABELS;ARGS" ${ARGN})
   if(NOT ARG_TIMEOUT)

@@ -1,0 +1,22 @@
+# Installs the libraries, their headers and a CMake package: find_package(Tessera) gives Tessera::engine and the others.
+include(CMakePackageConfigHelpers)
+
+get_property(libraries GLOBAL PROPERTY TESSERA_LIBRARIES)
+install(TARGETS ${libraries} EXPORT TesseraTargets
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+
+# Headers keep their folders, so that "partition/plan.h" means the same inside and outside this repository. The ones
+# named *_internal.h, *-inl.h or belonging to one translation unit come along: public headers may include them.
+foreach(folder runtime partition kernels collectives)
+  install(DIRECTORY "${PROJECT_SOURCE_DIR}/${folder}" DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tessera
+    FILES_MATCHING PATTERN "*.h")
+endforeach()
+
+set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/Tessera)
+install(EXPORT TesseraTargets NAMESPACE Tessera:: DESTINATION ${package_folder})
+configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/TesseraConfig.cmake.in"
+  "${PROJECT_BINARY_DIR}/TesseraConfig.cmake" INSTALL_DESTINATION ${package_folder})
+write_basic_package_version_file("${PROJECT_BINARY_DIR}/TesseraConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
+install(FILES "${PROJECT_BINARY_DIR}/TesseraConfig.cmake" "${PROJECT_BINARY_DIR}/TesseraConfigVersion.cmake"
+  DESTINATION ${package_folder})
