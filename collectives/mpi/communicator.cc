@@ -1,0 +1,34 @@
+#include "collectives/mpi/communicator.h"
+
+#include <mpi.h>
+
+#include <limits>
+
+#include "collectives/group_communicator.h"
+#include "collectives/mpi/error.h"
+#include "collectives/mpi/transport.h"
+
+namespace tessera {
+
+StatusOr<std::unique_ptr<Communicator>> MakeMpiWorld(const MpiOptions& options) {
+  if (options.deadline.count() <= 0 || options.heartbeat_interval.count() <= 0) {
+    return absl::InvalidArgumentError("the deadline and the heartbeat interval must be positive");
+  }
+  if (options.chunk_bytes < 1 || options.chunk_bytes > std::numeric_limits<int>::max()) {
+    return absl::InvalidArgumentError(absl::StrCat("chunk_bytes is ", options.chunk_bytes, ", not in [1, 2^31)"));
+  }
+  int initialized = 0;
+  int finalized = 0;
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Initialized, &initialized);
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Finalized, &finalized);
+  if (!initialized || finalized) return absl::FailedPreconditionError("MPI is not initialised");
+  int threads = MPI_THREAD_SINGLE;
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Query_thread, &threads);
+  if (threads < MPI_THREAD_MULTIPLE) {
+    return absl::FailedPreconditionError("MPI was not initialised with MPI_THREAD_MULTIPLE");
+  }
+  TESSERA_ASSIGN_OR_RETURN(auto transport, internal::MpiTransport::Make(options));
+  return internal::GroupCommunicator::MakeWorld(std::move(transport));
+}
+
+}  // namespace tessera
