@@ -12,11 +12,11 @@ namespace tessera {
 struct RankCost {
   int64_t bytes_sent = 0;
   int64_t bytes_received = 0;
-  int64_t messages_sent = 0;      // point-to-point sends, and non-empty parts to other ranks in exchanges
+  int64_t messages_sent = 0;  // point-to-point sends, and one per peer with bytes in an exchange
   int64_t messages_received = 0;
-  double flops = 0;               // 2 * attended pairs * (qk_width + v_width), forward
-  double pairs = 0;               // attended (query, key, head) triples
-  int64_t slot_bytes = 0;         // memory the executor allocates
+  double flops = 0;        // 2 * attended pairs * (qk_width + v_width), forward
+  double pairs = 0;        // attended (query, key, head) triples
+  int64_t slot_bytes = 0;  // memory the executor allocates
   friend bool operator==(const RankCost&, const RankCost&) = default;
 };
 RankCost CountProgram(const PlanSpec& spec, const RankProgram& program);
@@ -30,18 +30,19 @@ PlanCost CountPlan(const Plan& plan);
 
 // Total bytes received over all ranks, from the problem, mesh and layouts alone (no steps): the closed form.
 // ring, double ring, all-gather: every key/value row once per other sequence rank that attends it; head exchange: every
-// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. See docs/communication.md.
+// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. See
+// docs/communication.md.
 int64_t PredictedBytes(const PlanSpec& spec);
 
 // Machine rates a price is computed from. Defaults are a laptop's; `tessera bench` prints measured ones.
 struct MachineModel {
-  double flops_per_second = 1e11;        // one rank's attention rate
-  double link_latency_seconds = 2e-6;    // per message within a node
+  double flops_per_second = 1e11;      // one rank's attention rate
+  double link_latency_seconds = 2e-6;  // per message within a node
   double link_bytes_per_second = 5e9;
-  double node_latency_seconds = 10e-6;   // between nodes
+  double node_latency_seconds = 10e-6;  // between nodes
   double node_bytes_per_second = 1e10;
   double step_overhead_seconds = 1e-6;
-  int ranks_per_node = 0;                // 0 = all ranks on one node
+  int ranks_per_node = 0;  // 0 = all ranks on one node
 };
 
 struct TimedStep {
@@ -49,10 +50,10 @@ struct TimedStep {
   double end_seconds = 0;
 };
 struct Price {
-  double seconds = 0;                             // simulated makespan, labelled predicted wherever printed
-  double compute_seconds = 0;                     // busiest rank's compute
-  double exposed_communication_seconds = 0;       // makespan minus busiest compute
-  std::vector<std::vector<TimedStep>> timeline;   // per rank, per step
+  double seconds = 0;                            // simulated makespan, labelled predicted wherever printed
+  double compute_seconds = 0;                    // busiest rank's compute
+  double exposed_communication_seconds = 0;      // makespan minus busiest compute
+  std::vector<std::vector<TimedStep>> timeline;  // per rank, per step
 };
 // Discrete-event simulation of all ranks with overlap, one compute unit and one sending link per rank.
 Price Simulate(const Plan& plan, const MachineModel& machine);

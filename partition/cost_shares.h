@@ -1,0 +1,51 @@
+// What each rank has and needs, from masks and layouts alone. The closed forms are sums over these. Private to
+// partition.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "partition/cost_band_index.h"
+#include "partition/plan.h"
+
+namespace tessera {
+
+class Shares {
+ public:
+  explicit Shares(const PlanSpec& spec);
+
+  const BandIndex& mask() const { return mask_; }
+  int64_t query_heads(int head_rank) const { return query_heads_[head_rank]; }
+  int64_t kv_heads(int head_rank) const { return kv_heads_[head_rank]; }
+  int64_t total_query_heads() const;  // over head ranks
+  int64_t total_kv_heads() const;     // over head ranks; more than the problem's when a group is split
+
+  // Bytes of one query row-head on the way in and of its result on the way out, one key/value row-head, and one
+  // row-head of a partial.
+  int64_t query_bytes() const { return spec_.problem.qk_width * element_bytes_; }
+  int64_t result_bytes() const { return spec_.problem.v_width * element_bytes_ + kFloatBytes; }
+  int64_t kv_bytes() const { return (spec_.problem.qk_width + spec_.problem.v_width) * element_bytes_; }
+  int64_t partial_bytes() const { return (spec_.problem.v_width + 1) * kFloatBytes; }
+
+  // Of sequence rank s: its query rows, the keys they attend, and how many of those other sequence ranks own.
+  int64_t QueryRows(int s) const;
+  IntervalSet KeysNeededBy(int s) const;
+  int64_t ForeignKeyRows(int s) const;
+  // Every query that attends a key of sequence rank s.
+  IntervalSet QueriesAsking(int s) const;
+  // Query rows of sequence rank s whose tokens are in `queries`.
+  int64_t QueryRowsIn(int s, const IntervalSet& queries) const;
+  double AttendedPairs(int s) const;  // per head
+
+ private:
+  static constexpr int64_t kFloatBytes = 4;
+  int64_t RowsIn(const Layout& layout, int s, const IntervalSet& tokens) const;
+
+  const PlanSpec& spec_;
+  BandIndex mask_;
+  int64_t element_bytes_;
+  std::vector<int64_t> query_heads_;
+  std::vector<int64_t> kv_heads_;
+};
+
+}  // namespace tessera
