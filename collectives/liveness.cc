@@ -57,7 +57,8 @@ Liveness::Liveness(LivenessOptions options)
     : options_(std::move(options)),
       table_(options_.size),
       heard_at_(options_.size, options_.now()),
-      advanced_at_(options_.now()) {
+      advanced_at_(options_.now()),
+      active_at_(options_.now()) {
   table_[options_.rank].host = options_.host;
   table_[options_.rank].pid = options_.pid;
 }
@@ -95,17 +96,19 @@ void Liveness::RefreshOwnRecord() {
   own.step = step_.load(std::memory_order_relaxed);
 }
 
+void Liveness::CatchUp(TimePoint now) {
+  const TimePoint::duration absence = now - active_at_;
+  active_at_ = now;
+  if (absence <= stall_after() / 2) return;
+  for (TimePoint& heard_at : heard_at_) heard_at += absence;
+  advanced_at_ += absence;
+}
+
 std::vector<RankRecord> Liveness::Beat() {
   const std::lock_guard lock(mutex_);
   const TimePoint now = options_.now();
-  const TimePoint previous = heard_at_[rank()];
-  if (now - previous > stall_after() / 2) {
-    // This process was stopped or starved itself. What it missed meanwhile must not be held against its peers.
-    for (TimePoint& heard_at : heard_at_) heard_at += now - previous;
-    advanced_at_ += now - previous;
-  }
+  CatchUp(now);
   ++table_[rank()].sequence;
-  heard_at_[rank()] = now;
   last_beat_ns_.store(std::chrono::nanoseconds(now.time_since_epoch()).count(), std::memory_order_relaxed);
   RefreshOwnRecord();
   Judge(now);
@@ -122,6 +125,7 @@ int Liveness::NextGossipPeer() {
 void Liveness::Merge(std::span<const RankRecord> table) {
   const std::lock_guard lock(mutex_);
   const TimePoint now = options_.now();
+  CatchUp(now);
   for (size_t r = 0; r < std::min(table.size(), table_.size()); ++r) {
     if (static_cast<int>(r) == rank() || table[r].sequence <= table_[r].sequence) continue;
     if (table[r].advances != table_[r].advances) advanced_at_ = now;
@@ -138,7 +142,8 @@ bool Liveness::IsGone(int r) const {
 }
 
 void Liveness::Judge(TimePoint now) {
-  if (has_verdict_.load(std::memory_order_relaxed)) return;
+  // A rank that failed by itself is the cause; it must not blame the peers that fail because of it.
+  if (has_verdict_.load(std::memory_order_relaxed) || table_[rank()].state == RankState::kFailed) return;
   // Causes before consequences: a rank that gave up on another, and then failed or left, must not be the one named.
   if (!JudgeGoneOrFailed() && !JudgeSilence(now)) JudgeStandstill(now);
 }

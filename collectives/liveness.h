@@ -77,6 +77,8 @@ class Liveness {
  private:
   using TimePoint = std::chrono::steady_clock::time_point;
 
+  // When this process was stopped or starved itself, what it missed meanwhile must not be held against its peers.
+  void CatchUp(TimePoint now);
   void RefreshOwnRecord();
   bool IsGone(int rank) const;
   void Judge(TimePoint now);
@@ -100,6 +102,7 @@ class Liveness {
   std::vector<RankRecord> table_;
   std::vector<TimePoint> heard_at_;  // when the rank's sequence last rose here
   TimePoint advanced_at_;            // when any rank last advanced
+  TimePoint active_at_;              // the last Beat() or Merge()
   Status verdict_;
   int gossip_round_ = 0;
 };

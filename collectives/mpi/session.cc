@@ -78,13 +78,14 @@ void MpiSession::WatchTermination() {
   }
   if (stop_watching_) return;
   const std::string trouble = internal::DescribeTrouble();
-  PrintLine(rank_, trouble.empty() ? "terminated; stopping" : absl::StrCat(trouble, "; stopping"));
+  if (!aborting_) PrintLine(rank_, trouble.empty() ? "terminated; stopping" : absl::StrCat(trouble, "; stopping"));
   // The other survivors look for gone peers at this moment; this one must not look like one.
   std::this_thread::sleep_for(kTimeToGossip);
   _exit(kTerminatedExitCode);
 }
 
 void MpiSession::Abort(int code, std::string_view message) {
+  aborting_ = true;
   PrintLine(rank_, message);
   alarm(kAbortSeconds);
   std::this_thread::sleep_for(kTimeToGossip);

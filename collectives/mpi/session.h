@@ -47,6 +47,7 @@ class MpiSession {
   int size_ = 1;
   sigset_t previous_mask_;
   std::atomic<bool> stop_watching_ = false;
+  std::atomic<bool> aborting_ = false;  // the reason is printed already
   std::thread watcher_;
 };
 
