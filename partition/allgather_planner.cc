@@ -31,7 +31,8 @@ void EmitAllGather(const PlannerContext& context, const Shard& shard, int group,
       for (int s = 0; s < context.sequence_ranks; ++s) {
         if (s == me) continue;
         const int peer = mesh.rank_of(s, shard.head_rank);
-        for (const Range& r : context.NeededRows(s, me).ranges()) sends.push_back({peer, {own, r, shard.kv_heads}});
+        const IntervalSet theirs = context.NeededRows(s, me);
+        for (const Range& r : theirs.ranges()) sends.push_back({peer, {own, r, shard.kv_heads}});
         if (const int64_t rows = needed[s].size(); rows > 0) {
           receives.push_back({peer, {gathered, {row, row + rows}, shard.kv_heads}});
           row += rows;

@@ -22,7 +22,8 @@ class IntervalSet {
   // Covered integers below `value`: the packed position of `value` when only covered integers are stored.
   int64_t CountBefore(int64_t value) const;
 
-  std::span<const Range> ranges() const { return ranges_; }
+  std::span<const Range> ranges() const& { return ranges_; }
+  std::span<const Range> ranges() const&& = delete;  // would dangle, as in `for (r : F().ranges())`
   int64_t size() const;  // covered integers
   bool empty() const { return ranges_.empty(); }
   friend bool operator==(const IntervalSet&, const IntervalSet&) = default;

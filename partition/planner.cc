@@ -14,9 +14,16 @@ Layout MergeHeadGroups(const Layout& layout, const Mesh& mesh) {
   if (mesh.head_ranks == 1) return layout;
   std::vector<std::vector<Segment>> merged(mesh.sequence_ranks());
   for (int rank = 0; rank < mesh.size(); ++rank) {
-    const auto segments = layout.segments(rank);
     auto& shard = merged[mesh.sequence_of(rank)];
-    shard.insert(shard.end(), segments.begin(), segments.end());
+    for (const Segment& segment : layout.segments(rank)) {
+      // Neighbours in a head group usually hold neighbouring tokens: fewer segments mean fewer tiles.
+      if (!shard.empty() && shard.back().stride == segment.stride &&
+          shard.back().token(shard.back().count) == segment.begin) {
+        shard.back().count += segment.count;
+      } else {
+        shard.push_back(segment);
+      }
+    }
   }
   return Layout::FromSegments(layout.tokens(), std::move(merged)).value();  // a regrouping of a valid layout is valid
 }
@@ -95,7 +102,8 @@ struct HeadExchange {
       }
       const HeadRange own_heads = HeadsOf(me);
       if (!own_heads.empty()) {
-        for (const Range& r : PartOf(member, rows).first.ranges()) on_shard.push_back({peer, {shard, r, own_heads}});
+        const IntervalSet part = PartOf(member, rows).first;
+        for (const Range& r : part.ranges()) on_shard.push_back({peer, {shard, r, own_heads}});
       }
     }
     if (!to_shard) std::swap(on_rows, on_shard);
@@ -206,6 +214,37 @@ PlannerContext::PlannerContext(const PlanSpec& plan_spec)
       query_layout(MergeHeadGroups(plan_spec.query_layout, plan_spec.mesh)),
       key_layout(MergeHeadGroups(plan_spec.key_layout, plan_spec.mesh)) {
   for (int s = 0; s < sequence_ranks; ++s) needed_keys.push_back(index.KeysFor(query_layout.segments(s)));
+  FindNeeds();
+}
+
+void PlannerContext::FindNeeds() {
+  struct Owned {
+    Range tokens;  // the hull of a segment
+    int owner;
+    bool dense;
+  };
+  std::vector<Owned> owned;
+  int64_t longest = 0;
+  for (int s = 0; s < sequence_ranks; ++s) {
+    for (const Segment& segment : key_layout.segments(s)) {
+      owned.push_back({{segment.begin, segment.last() + 1}, s, segment.stride == 1});
+      longest = std::max(longest, owned.back().tokens.size());
+    }
+  }
+  std::sort(owned.begin(), owned.end(), [](const Owned& a, const Owned& b) { return a.tokens.begin < b.tokens.begin; });
+  needs_.resize(static_cast<size_t>(sequence_ranks) * sequence_ranks);
+  for (int reader = 0; reader < sequence_ranks; ++reader) {
+    for (const Range& keys : needed_keys[reader].ranges()) {
+      // No hull that starts more than the longest one earlier can reach these keys.
+      auto it = std::lower_bound(owned.begin(), owned.end(), keys.begin - longest,
+                                 [](const Owned& o, int64_t begin) { return o.tokens.begin < begin; });
+      for (; it != owned.end() && it->tokens.begin < keys.end; ++it) {
+        if (it->tokens.end <= keys.begin) continue;
+        const size_t pair = static_cast<size_t>(reader) * sequence_ranks + it->owner;
+        needs_[pair] = needs_[pair] || it->dense || !key_layout.RowsOf(it->owner, IntervalSet(keys)).empty();
+      }
+    }
+  }
 }
 
 std::vector<Piece> InPlace(std::span<const Segment> shard, const IntervalSet& rows) {

@@ -23,8 +23,16 @@ struct PlannerContext {
   Layout key_layout;
   std::vector<IntervalSet> needed_keys;  // per sequence rank: tokens attended by some query of it
 
+  // Whether sequence rank `reader` attends any key of sequence rank `owner`.
+  bool Needs(int reader, int owner) const { return needs_[reader * static_cast<size_t>(sequence_ranks) + owner]; }
   // Rows of sequence rank `owner`'s key shard that sequence rank `reader` attends.
-  IntervalSet NeededRows(int reader, int owner) const { return key_layout.RowsOf(owner, needed_keys[reader]); }
+  IntervalSet NeededRows(int reader, int owner) const {
+    return Needs(reader, owner) ? key_layout.RowsOf(owner, needed_keys[reader]) : IntervalSet();
+  }
+
+ private:
+  void FindNeeds();
+  std::vector<bool> needs_;  // reader x owner; thousands of ranks ask for every pair
 };
 
 // One rank's view of its shard: where q, k, v and the partial live, and which heads it serves.

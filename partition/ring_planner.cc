@@ -29,10 +29,11 @@ class Ring {
     for (int t = 0; t < context_.sequence_ranks; ++t) {
       const Position position = At(t);
       const int owner = OwnerAt(shard_.sequence_rank, position);
-      const Block block = t == 0 ? OwnBlock() : ReceiveBlock(owner, position);
-      ForwardBlock(block, owner, position);
+      const bool held = t == 0 || context_.Needs(shard_.sequence_rank, owner);
+      const Block block = t == 0 ? OwnBlock() : held ? ReceiveBlock(owner, position) : Block{};
+      if (held) ForwardBlock(block, owner, position);
       if (t + 1 < context_.sequence_ranks) SendFromOwner(At(t + 1));
-      AttendBlock(block, owner);
+      if (held) AttendBlock(block, owner);
     }
   }
 
@@ -107,7 +108,6 @@ class Ring {
 
   Block ReceiveBlock(int owner, Position position) {
     Block block{context_.NeededRows(shard_.sequence_rank, owner)};
-    if (block.rows.empty()) return block;
     const int level = position.inner > 0 ? 0 : 1;
     const SlotPair& slots = slots_[level][received_[level]++ % slots_[level].size()];
     block.key = slots.key;
@@ -136,6 +136,7 @@ class Ring {
   void SendFromOwner(Position p) {
     const int reader = ReaderAt(shard_.sequence_rank, p);
     const int predecessor = Predecessor(reader, p);
+    if (!context_.Needs(reader, shard_.sequence_rank)) return;
     if (predecessor == shard_.sequence_rank) return;  // it holds everything: see ForwardBlock at position 0
     const IntervalSet needed = context_.NeededRows(reader, shard_.sequence_rank);
     SendRows(OwnBlock(), needed.Difference(context_.NeededRows(predecessor, shard_.sequence_rank)), reader);

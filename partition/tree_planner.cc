@@ -5,7 +5,7 @@
 // The merges of root j are emitted after the attends of root j + 1, so that compute goes on while partials travel. All
 // ranks use the same lag, which keeps the order of messages between any pair of ranks equal at both ends.
 #include <algorithm>
-#include <array>
+#include <optional>
 
 #include "partition/planner_context.h"
 
@@ -28,11 +28,7 @@ int LowestBit(int x) {
 class Tree {
  public:
   Tree(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder)
-      : context_(context), shard_(shard), builder_(builder) {
-    for (int s = 0; s < context.sequence_ranks; ++s) {
-      asking_.push_back(context.index.QueriesFor(context.key_layout.segments(s)));
-    }
-  }
+      : context_(context), shard_(shard), builder_(builder), asking_(context.sequence_ranks) {}
 
   void Emit() {
     std::vector<TreeRole> roles;
@@ -50,13 +46,20 @@ class Tree {
     SlotId lse = kNone;
   };
 
+  // Queries that attend keys of sequence rank `s`.
+  const IntervalSet& Asking(int s) const {
+    if (!asking_[s]) asking_[s] = context_.index.QueriesFor(context_.key_layout.segments(s));
+    return *asking_[s];
+  }
+
   TreeRole RoleIn(int root) const {
     TreeRole role;
+    if (root != shard_.sequence_rank && !context_.Needs(root, shard_.sequence_rank)) return role;
     std::vector<IntervalSet> rows;
     for (int step = 0; step < context_.sequence_ranks; ++step) {
       const int s = (root + step) % context_.sequence_ranks;
-      IntervalSet asked = context_.query_layout.RowsOf(root, asking_[s]);
-      if (step > 0 && asked.empty()) continue;
+      if (step > 0 && !context_.Needs(root, s)) continue;
+      IntervalSet asked = context_.query_layout.RowsOf(root, Asking(s));
       if (s == shard_.sequence_rank) role.self = static_cast<int>(role.members.size());
       role.members.push_back(s);
       rows.push_back(std::move(asked));
@@ -172,7 +175,7 @@ class Tree {
   const PlannerContext& context_;
   const Shard& shard_;
   ProgramBuilder& builder_;
-  std::vector<IntervalSet> asking_;  // per sequence rank: queries that attend its keys
+  mutable std::vector<std::optional<IntervalSet>> asking_;  // cache of Asking()
   std::vector<SlotId> guest_query_;
   std::vector<PartialSlots> guest_partial_, arriving_;
   size_t guests_ = 0;

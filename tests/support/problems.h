@@ -1,0 +1,32 @@
+// Seeded random problems and their tensors, for tests of planners and of execution.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string_view>
+#include <vector>
+
+#include "partition/problem.h"
+#include "runtime/base/tensor.h"
+
+namespace tessera::testing {
+
+// A generator whose seed is the digest of the case's name, so that every case is reproducible by name alone.
+std::mt19937_64 GeneratorFor(std::string_view name);
+
+// Any problem Tessera must serve: odd and tiny lengths (zero too), cross lengths, grouped heads, qk width != v width,
+// every mask family, score options. `most_tokens` bounds the lengths.
+Problem RandomProblem(std::mt19937_64& generator, int64_t most_tokens);
+
+// Whole tensors of a problem, standard normal, in its dtype.
+struct Tensors {
+  std::vector<std::byte> query, key, value;
+  std::vector<float> alibi_slopes, sinks;
+};
+Tensors RandomTensors(const Problem& problem, std::mt19937_64& generator);
+
+ConstTensorView QueryView(const Problem& problem, const Tensors& tensors);
+ConstTensorView KeyView(const Problem& problem, const Tensors& tensors);
+ConstTensorView ValueView(const Problem& problem, const Tensors& tensors);
+
+}  // namespace tessera::testing
