@@ -75,6 +75,7 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
                     : context.environment.threads > 0 ? context.environment.threads
                                                       : DefaultThreads(context.place.local_ranks);
   options.trace = !flags.trace.empty();
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(problem, options.kernel), "choosing a kernel"));
 
   const std::vector<int64_t> rows = SampleRows(problem.query_tokens, flags.verify_rows);
   std::optional<Truth> truth;

@@ -147,6 +147,7 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
                           : context.environment.threads > 0 ? context.environment.threads
                                                             : DefaultThreads(context.place.local_ranks);
   bench.options.repeats = flags.repeats;
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(*problem, bench.options.kernel), "choosing a kernel"));
   world.ReportProgress({RankState::kComputing, -1});
   Status status;
   if (context.root() && !bench.rows.empty()) {

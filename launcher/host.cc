@@ -1,5 +1,6 @@
 #include "launcher/host.h"
 
+#include <malloc.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -71,6 +72,7 @@ int64_t PeakResidentBytes() {
 }
 
 bool ResetPeakResident() {
+  malloc_trim(0);
   std::ofstream file("/proc/self/clear_refs");
   file << 5 << std::flush;  // proc(5): resets the peak resident set size
   return file.good();

@@ -15,7 +15,8 @@ std::vector<std::string> CpuFeatures();  // the ones attention kernels care abou
 std::string HostName();
 
 int64_t ResidentBytes();  // of this process, now
-// Forgets earlier peaks, so that PeakResidentBytes speaks of what follows. False where the kernel does not allow it.
+// Gives freed memory back to the system and forgets earlier peaks, so that PeakResidentBytes speaks of what follows.
+// False where the kernel does not allow it.
 bool ResetPeakResident();
 int64_t PeakResidentBytes();
 

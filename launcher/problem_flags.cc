@@ -4,6 +4,8 @@
 #include <fstream>
 #include <optional>
 
+#include "kernels/attention.h"
+
 namespace tessera::launcher {
 namespace {
 
@@ -113,6 +115,11 @@ StatusOr<Problem> MakeProblem(const ProblemFlags& flags) {
   problem.dtype = ParseDType(flags.dtype).value_or(DType::kBFloat16);
   TESSERA_RETURN_IF_ERROR(CompleteProblem(flags, problem));
   return problem;
+}
+
+Status CheckKernel(const Problem& problem, const std::string& kernel) {
+  const Status status = FindAttentionKernel({problem.dtype, problem.qk_width, problem.v_width}, kernel).status();
+  return status.ok() ? status : absl::FailedPreconditionError(status.message());
 }
 
 std::vector<Candidate> ResolveStrategies(const Problem& problem, const std::string& strategy, int ranks,

@@ -43,6 +43,9 @@ StatusOr<Problem> MakeProblem(const ProblemFlags& flags);
 // Adds the mask and score flags to a problem whose shape is known.
 Status CompleteProblem(const ProblemFlags& flags, Problem& problem);
 
+// FailedPrecondition, with every kernel's reason, when none (or not the one called `kernel`) serves the problem.
+Status CheckKernel(const Problem& problem, const std::string& kernel);
+
 // A strategy and its plan, or why there is none.
 struct Candidate {
   std::string strategy;

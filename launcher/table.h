@@ -7,7 +7,7 @@
 
 namespace tessera::launcher {
 
-// Columns are as wide as their widest cell; the first is left-aligned, the others right-aligned.
+// Columns are as wide as their widest cell. A column of numbers is right-aligned, any other left-aligned.
 class Table {
  public:
   explicit Table(std::vector<std::string> header) : rows_{std::move(header)} {}
