@@ -1,10 +1,10 @@
 // The same random problems over mpirun: this process is one rank, results are gathered at every rank and judged.
 #include <gtest/gtest.h>
 
+#include "collectives/mpi/communicator.h"
 #include "partition/cost.h"
 #include "partition/planner.h"
 #include "tests/support/distributed.h"
-#include "tests/support/mpi_main.h"
 
 namespace tessera {
 namespace {
@@ -18,7 +18,9 @@ Status GatherEverywhere(Communicator& comm, std::vector<float>& values, const st
 }
 
 TEST(Mpi, EveryStrategyMatchesFp64AndCountsItsBytes) {
-  Communicator& comm = testing::World();
+  const auto world = MakeMpiWorld();
+  ASSERT_TRUE(world.ok()) << world.status();
+  Communicator& comm = **world;
   const int ranks = comm.size();
   constexpr int kProblems = 12;
   for (int i = 0; i < kProblems; ++i) {
