@@ -42,6 +42,74 @@ HeadRange KeyHeadsOf(const Problem& problem, HeadRange heads) {
   return {heads.begin / problem.group(), (heads.end - 1) / problem.group() + 1};
 }
 
+int WidthOf(const Problem& problem, SlotContent content) {
+  switch (content) {
+    case SlotContent::kQuery:
+    case SlotContent::kKey:
+      return problem.qk_width;
+    case SlotContent::kValue:
+    case SlotContent::kPartialOutput:
+    case SlotContent::kResult:
+      return problem.v_width;
+    case SlotContent::kPartialLse:
+    case SlotContent::kResultLse:
+    case SlotContent::kStaging:
+      return 1;
+  }
+  return 0;
+}
+int ElementBytesOf(const Problem& problem, SlotContent content) {
+  switch (content) {
+    case SlotContent::kPartialOutput:
+    case SlotContent::kPartialLse:
+    case SlotContent::kResultLse:
+      return 4;
+    case SlotContent::kStaging:
+      return 1;
+    default:
+      return static_cast<int>(SizeInBytes(problem.dtype));
+  }
+}
+
+namespace {
+
+constexpr int kMaxRanks = 1 << 22;  // so that a message is named by 64 bits
+
+Status CheckLayout(const Layout& layout, int ranks, int64_t tokens, const char* name) {
+  if (layout.ranks() == ranks && layout.tokens() == tokens) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("structure: the ", name, " layout covers ", layout.tokens(),
+                                                 " tokens on ", layout.ranks(), " ranks instead of ", tokens, " on ",
+                                                 ranks));
+}
+
+}  // namespace
+
+Status CheckStructure(const Plan& plan) {
+  const PlanSpec& spec = plan.spec;
+  TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
+  const auto axis_ok = [](int ranks) { return ranks >= 1 && ranks <= kMaxRanks; };
+  const Mesh& mesh = spec.mesh;
+  if (!axis_ok(mesh.head_ranks) || !axis_ok(mesh.inner_ranks) || !axis_ok(mesh.outer_ranks) ||
+      int64_t{mesh.head_ranks} * mesh.inner_ranks > kMaxRanks || int64_t{mesh.sequence_ranks()} > kMaxRanks ||
+      !axis_ok(mesh.size())) {
+    return absl::InvalidArgumentError("structure: the mesh has an empty axis or too many ranks");
+  }
+  TESSERA_RETURN_IF_ERROR(CheckLayout(spec.query_layout, spec.mesh.size(), spec.problem.query_tokens, "query"));
+  TESSERA_RETURN_IF_ERROR(CheckLayout(spec.key_layout, spec.mesh.size(), spec.problem.key_tokens, "key"));
+  if (static_cast<int>(plan.programs.size()) != spec.mesh.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("structure: ", plan.programs.size(), " programs for ", spec.mesh.size(), " ranks"));
+  }
+  for (int rank = 0; rank < spec.mesh.size(); ++rank) {
+    if (plan.programs[rank].rank != rank) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("structure: program ", rank, " says it is for rank ", plan.programs[rank].rank));
+    }
+    TESSERA_RETURN_IF_ERROR(CheckProgram(plan, plan.programs[rank]));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace verify
 
 Status Verify(const Plan& plan) {

@@ -1,7 +1,7 @@
 // Stage 5 of Verify(): executes the plan with tokens and heads instead of numbers.
 #include <algorithm>
-#include <set>
 
+#include "partition/verify_holding.h"
 #include "partition/verify_internal.h"
 #include "partition/verify_row_map.h"
 
@@ -11,43 +11,6 @@ namespace {
 Status Error(const Plan& plan, StepRef ref, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("contents: ", Where(plan, ref), " ", what));
 }
-
-// What a run of rows holds. Query, key and value rows hold tokens; partial and result rows hold a bag of contributions
-// to the tokens, which are unknown while the bag is empty.
-struct Holding {
-  bool defined = false;
-  bool has_tokens = false;
-  int64_t token = 0;
-  int64_t stride = 1;
-  int bag = Contributions::kEmpty;
-  void Advance(int64_t rows) {
-    if (has_tokens) token += rows * stride;
-  }
-  // Whether `rows` rows of this are the tokens first, first + step, ...
-  bool Matches(int64_t first, int64_t step, int64_t rows) const {
-    return has_tokens && token == first && (rows == 1 || stride == step);
-  }
-};
-
-// Runs of heads that no region or attend of the plan cuts, so that all heads of a run share their history.
-class HeadCuts {
- public:
-  void Add(HeadRange heads) {
-    if (!heads.empty()) cuts_.insert({heads.begin, heads.end});
-  }
-  std::vector<HeadRange> Within(HeadRange heads) const {
-    std::vector<HeadRange> blocks;
-    if (heads.empty()) return blocks;
-    for (auto cut = cuts_.find(heads.begin); *cut < heads.end;) {
-      const int begin = *cut++;
-      blocks.push_back({begin, *cut});
-    }
-    return blocks;
-  }
-
- private:
-  std::set<int> cuts_;
-};
 
 bool HoldsKeyHeads(SlotContent content) {
   return content == SlotContent::kKey || content == SlotContent::kValue;

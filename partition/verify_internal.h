@@ -66,7 +66,12 @@ int64_t BytesOf(const RankProgram& program, const Region& region);
 // Key/value heads that query heads `heads` read.
 HeadRange KeyHeadsOf(const Problem& problem, HeadRange heads);
 
+// What an element of a slot must be.
+int WidthOf(const Problem& problem, SlotContent content);
+int ElementBytesOf(const Problem& problem, SlotContent content);
+
 Status CheckStructure(const Plan& plan);
+Status CheckProgram(const Plan& plan, const RankProgram& program);  // the part of CheckStructure that concerns one rank
 StatusOr<Meetings> MatchMessages(const Plan& plan, const StepIndex& index);
 // What moves in a meeting that MatchMessages made, in packing order; empty for compute steps.
 std::vector<Transfer> TransfersOf(const Plan& plan, const StepIndex& index, const Meetings& meetings, int meeting);

@@ -1,4 +1,4 @@
-// Stage 1 of Verify(): everything a step names exists and has the shape the step needs.
+// Stage 1 of Verify(), for one rank: everything a step names exists and has the shape the step needs.
 #include <algorithm>
 #include <set>
 
@@ -10,7 +10,6 @@ namespace {
 constexpr int kMaxTag = 1 << 20;                // what communicators promise
 constexpr int64_t kMaxRows = int64_t{1} << 48;  // so that sums of rows, and bytes below, cannot overflow
 constexpr double kMaxSlotBytes = 0x1p62;
-constexpr int kMaxRanks = 1 << 22;  // so that a message is named by 64 bits
 
 class ProgramChecker {
  public:
@@ -50,7 +49,7 @@ class ProgramChecker {
       if (slot.heads.begin < 0 || slot.heads.end < slot.heads.begin || slot.heads.end > heads) {
         return bad(absl::StrCat("has heads ", Text(slot.heads), " of ", heads));
       }
-      const int width = WidthOf(slot.content), element_bytes = ElementBytesOf(slot.content);
+      const int width = WidthOf(problem_, slot.content), element_bytes = ElementBytesOf(problem_, slot.content);
       if (slot.width != width) return bad(absl::StrCat("has width ", slot.width, " instead of ", width));
       if (slot.element_bytes != element_bytes) {
         return bad(absl::StrCat("has ", slot.element_bytes, "-byte elements instead of ", element_bytes));
@@ -76,35 +75,6 @@ class ProgramChecker {
                               " rows and heads ", Text(heads), ", but is ", std::string(Name(slot.content)), " with ",
                               slot.rows, " rows and heads ", Text(slot.heads)));
   }
-  int WidthOf(SlotContent content) const {
-    switch (content) {
-      case SlotContent::kQuery:
-      case SlotContent::kKey:
-        return problem_.qk_width;
-      case SlotContent::kValue:
-      case SlotContent::kPartialOutput:
-      case SlotContent::kResult:
-        return problem_.v_width;
-      case SlotContent::kPartialLse:
-      case SlotContent::kResultLse:
-      case SlotContent::kStaging:
-        return 1;
-    }
-    return 0;
-  }
-  int ElementBytesOf(SlotContent content) const {
-    switch (content) {
-      case SlotContent::kPartialOutput:
-      case SlotContent::kPartialLse:
-      case SlotContent::kResultLse:
-        return 4;
-      case SlotContent::kStaging:
-        return 1;
-      default:
-        return static_cast<int>(SizeInBytes(problem_.dtype));
-    }
-  }
-
   Status CheckGroups() {
     std::set<std::vector<int>> seen;
     for (size_t g = 0; g < program_.groups.size(); ++g) {
@@ -316,39 +286,10 @@ class ProgramChecker {
   StepId step_ = kNone;
 };
 
-Status CheckLayout(const Layout& layout, int ranks, int64_t tokens, const char* name) {
-  if (layout.ranks() == ranks && layout.tokens() == tokens) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("structure: the ", name, " layout covers ", layout.tokens(),
-                                                 " tokens on ", layout.ranks(), " ranks instead of ", tokens, " on ",
-                                                 ranks));
-}
-
 }  // namespace
 
-Status CheckStructure(const Plan& plan) {
-  const PlanSpec& spec = plan.spec;
-  TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
-  const auto axis_ok = [](int ranks) { return ranks >= 1 && ranks <= kMaxRanks; };
-  const Mesh& mesh = spec.mesh;
-  if (!axis_ok(mesh.head_ranks) || !axis_ok(mesh.inner_ranks) || !axis_ok(mesh.outer_ranks) ||
-      int64_t{mesh.head_ranks} * mesh.inner_ranks > kMaxRanks || int64_t{mesh.sequence_ranks()} > kMaxRanks ||
-      !axis_ok(mesh.size())) {
-    return absl::InvalidArgumentError("structure: the mesh has an empty axis or too many ranks");
-  }
-  TESSERA_RETURN_IF_ERROR(CheckLayout(spec.query_layout, spec.mesh.size(), spec.problem.query_tokens, "query"));
-  TESSERA_RETURN_IF_ERROR(CheckLayout(spec.key_layout, spec.mesh.size(), spec.problem.key_tokens, "key"));
-  if (static_cast<int>(plan.programs.size()) != spec.mesh.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("structure: ", plan.programs.size(), " programs for ", spec.mesh.size(), " ranks"));
-  }
-  for (int rank = 0; rank < spec.mesh.size(); ++rank) {
-    if (plan.programs[rank].rank != rank) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("structure: program ", rank, " says it is for rank ", plan.programs[rank].rank));
-    }
-    TESSERA_RETURN_IF_ERROR(ProgramChecker(plan, plan.programs[rank]).Check());
-  }
-  return absl::OkStatus();
+Status CheckProgram(const Plan& plan, const RankProgram& program) {
+  return ProgramChecker(plan, program).Check();
 }
 
 }  // namespace tessera::verify
