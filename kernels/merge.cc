@@ -1,6 +1,8 @@
 // Merging of partial results and their rounding to the final dtype.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "kernels/attention.h"
 

@@ -12,21 +12,19 @@
 #if HWY_ONCE
 namespace tessera::cpu {
 
-std::span<const InstructionSet> InstructionSets() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> all;
-    for (const InstructionSet& set : {
-           InstructionSet{HWY_AVX3, HWY_CHOOSE_AVX3(RunTask)}, InstructionSet{HWY_AVX2, HWY_CHOOSE_AVX2(RunTask)},
-               InstructionSet{HWY_SSE4, HWY_CHOOSE_SSE4(RunTask)}, InstructionSet{HWY_NEON, HWY_CHOOSE_NEON(RunTask)},
-#if HWY_TARGETS & HWY_SCALAR
-               InstructionSet{HWY_SCALAR, HWY_CHOOSE_FALLBACK(RunTask)},
+// HWY_CHOOSE_* is null for what this compiler or architecture does not build. The last entry is Highway's plain C++.
+constexpr InstructionSet kInstructionSets[] = {
+    {HWY_AVX3, HWY_CHOOSE_AVX3(RunTask)},
+    {HWY_AVX2, HWY_CHOOSE_AVX2(RunTask)},
+    {HWY_SSE4, HWY_CHOOSE_SSE4(RunTask)},
+    {HWY_NEON, HWY_CHOOSE_NEON(RunTask)},
+#if HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR)
+    {HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR), HWY_CHOOSE_FALLBACK(RunTask)},
 #endif
-         }) {
-      if (set.attend != nullptr) all.push_back(set);
-    }
-    return all;
-  }();
-  return sets;
+};
+
+std::span<const InstructionSet> InstructionSets() {
+  return kInstructionSets;
 }
 
 }  // namespace tessera::cpu

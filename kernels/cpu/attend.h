@@ -43,10 +43,10 @@ using AttendTask = void (*)(const AttendArgs& args, const Task& task, RowMask& m
 
 struct InstructionSet {
   int64_t highway_target = 0;
-  AttendTask attend = nullptr;
+  AttendTask attend = nullptr;  // null when it is not compiled in
 };
 
-// Every instruction set compiled in, best first.
+// Every instruction set of every architecture, best first.
 std::span<const InstructionSet> InstructionSets();
 
 }  // namespace tessera::cpu

@@ -19,10 +19,17 @@ namespace {
 constexpr int kMaxWidth = 1024;
 
 // (row, head) pairs of a task: enough that packing a key block (about 2 cycles per element) is a few percent of using
-// it, few enough that queries, outputs and sums stay in a 512 KiB L2 cache.
-int64_t PairsPerTask(int qk_width, int v_width) {
+// it, few enough that queries, outputs and sums stay in a 512 KiB L2 cache. Fewer when threads would be left without
+// work, which costs packing time but no thread's idling.
+int64_t PairsPerTask(const AttendArgs& args, const std::vector<QueryGroup>& wave) {
   constexpr int64_t kFloats = 64 * 1024;
-  return std::clamp<int64_t>(kFloats / (qk_width + v_width), 192, 768) / kRowBlock * kRowBlock;
+  constexpr int64_t kTasksPerThread = 4;
+  constexpr int64_t kFewestPairs = 8 * kRowBlock;
+  int64_t pairs = 0;
+  for (const QueryGroup& group : wave) pairs += group.queries.count * args.query.heads;
+  const int64_t cached = std::clamp<int64_t>(kFloats / (args.query.width + args.value.width), 192, 768);
+  const int64_t shared = std::max(kFewestPairs, pairs / (kTasksPerThread * args.threads));
+  return std::min(cached, shared) / kRowBlock * kRowBlock;
 }
 
 // Heads of the call that read key head `kv_head` of the views.
@@ -33,10 +40,11 @@ HeadRange QueryHeadsOf(const AttendArgs& args, int kv_head) {
 }
 
 // Rows are taken from the last to the first: under a causal mask the longest tasks then start first.
-void AppendTasks(const AttendArgs& args, const QueryGroup& group, int kv_head, std::vector<Task>* tasks) {
+void AppendTasks(const AttendArgs& args, const QueryGroup& group, int kv_head, int64_t pairs_per_task,
+                 std::vector<Task>* tasks) {
   const HeadRange heads = QueryHeadsOf(args, kv_head);
   if (heads.empty()) return;
-  const int64_t step = std::max<int64_t>(1, PairsPerTask(args.query.width, args.value.width) / heads.size());
+  const int64_t step = std::max<int64_t>(1, pairs_per_task / heads.size());
   for (int64_t end = group.queries.count; end > 0; end -= step) {
     tasks->push_back({&group, {std::max<int64_t>(0, end - step), end}, heads, kv_head});
   }
@@ -73,9 +81,12 @@ class CpuKernel final : public AttentionKernel {
       return absl::FailedPreconditionError(absl::StrCat(name_, ": ", reason));
     }
     for (const std::vector<QueryGroup>& wave : Waves(args.tiles)) {
+      const int64_t pairs_per_task = PairsPerTask(args, wave);
       std::vector<Task> tasks;
       for (const QueryGroup& group : wave) {
-        for (int kv_head = 0; kv_head < args.key.heads; ++kv_head) AppendTasks(args, group, kv_head, &tasks);
+        for (int kv_head = 0; kv_head < args.key.heads; ++kv_head) {
+          AppendTasks(args, group, kv_head, pairs_per_task, &tasks);
+        }
       }
       TESSERA_RETURN_IF_ERROR(Run(args, tasks));
     }
@@ -135,7 +146,9 @@ ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width) : v_stride(s
 std::vector<const AttentionKernel*> Kernels() {
   static const std::vector<std::unique_ptr<const CpuKernel>> kernels = [] {
     std::vector<std::unique_ptr<const CpuKernel>> all;
-    for (const InstructionSet& set : InstructionSets()) all.push_back(std::make_unique<CpuKernel>(set));
+    for (const InstructionSet& set : InstructionSets()) {
+      if (set.attend != nullptr) all.push_back(std::make_unique<CpuKernel>(set));
+    }
     return all;
   }();
   std::vector<const AttentionKernel*> pointers;

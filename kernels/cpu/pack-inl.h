@@ -19,12 +19,9 @@ namespace hn = hwy::HWY_NAMESPACE;
 using FloatTag = hn::ScalableTag<float>;
 using FloatVec = hn::Vec<FloatTag>;
 
-// Highway 1.0.3 emulates fp16 on these targets without infinities and NaN, so they convert element by element.
-#if HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SCALAR
-inline constexpr bool kVectorFloat16 = false;
-#else
-inline constexpr bool kVectorFloat16 = true;
-#endif
+// Where fp16 conversion is an instruction. Highway 1.0.3 emulates it elsewhere without infinities and NaN, so the other
+// targets convert element by element.
+inline constexpr bool kVectorFloat16 = (HWY_TARGET & (HWY_AVX3 | HWY_AVX2 | HWY_NEON)) != 0;
 
 template <typename Half>
 HWY_INLINE int HalvesToFloats(const void* source, int width, float* to) {
