@@ -15,7 +15,7 @@ Status Gather(Communicator& comm, ConstBytes send, std::byte* receive, std::span
   std::vector<int64_t> displacements(counts.size());
   std::exclusive_scan(counts.begin(), counts.end(), displacements.begin(), int64_t{0});
   TESSERA_ASSIGN_OR_RETURN(Request request, comm.AllGatherV(send, receive, counts, displacements));
-  return Wait(comm, request, what);
+  return Wait(comm, request, absl::StrCat("the others after ", std::string(what)));
 }
 
 }  // namespace

@@ -14,6 +14,8 @@
 
 namespace tessera::launcher {
 
+// `what` says in errors what the ranks were doing before they meet here: "loading tensors".
+
 // Collective. Every rank's text, in rank order.
 StatusOr<std::vector<std::string>> AllGatherText(Communicator& comm, std::string_view text, std::string_view what);
 

@@ -166,7 +166,7 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
     TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, world.Split(member ? 0 : -1, world.rank()));
     if (member) status = RunRankCount(*comm, bench, context.place.local_ranks, report, progress);
     TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, IsAgreed(status) ? Status(status.code(), status.message()) : status,
-                                          "waiting for the ranks that run"));
+                                          "running on fewer ranks"));
   }
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> passed,
                            AllGatherValue(world, bench.passed && bench.any ? 1 : 0, "agreeing on the result"));

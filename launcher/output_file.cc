@@ -53,7 +53,7 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
 
 Status WriteTrace(Communicator& comm, const Trace& trace, const std::string& path) {
   TESSERA_ASSIGN_OR_RETURN(const std::vector<std::string> documents,
-                           AllGatherText(comm, ToChromeTrace({trace}), "gathering traces"));
+                           AllGatherText(comm, ToChromeTrace({trace}), "executing the plan"));
   Status status;
   if (comm.rank() == 0) {
     nlohmann::json merged = {{"traceEvents", nlohmann::json::array()}};

@@ -47,16 +47,16 @@ struct Repeat {
 
 StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, const LocalTensors& local, CpuStream& stream) {
   TESSERA_ASSIGN_OR_RETURN(Request barrier, comm.Barrier());
-  TESSERA_RETURN_IF_ERROR(Wait(comm, barrier, "starting together"));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, barrier, "the others to start"));
   Status status = attention.Forward(local.query.view(), local.key.view(), local.value.view(), local.output.view(),
                                     local.lse.view(), {}, stream);
   if (status.ok()) status = stream.Synchronize();
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "ending together"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "executing the plan"));
   const ExecutionStats& stats = attention.stats();
   const Sample mine{stats.seconds, stats.compute_seconds, stats.exposed_seconds, stats.traffic.bytes_received,
                     stats.slot_bytes};
   Repeat repeat;
-  TESSERA_ASSIGN_OR_RETURN(repeat.ranks, AllGatherValue(comm, mine, "gathering times"));
+  TESSERA_ASSIGN_OR_RETURN(repeat.ranks, AllGatherValue(comm, mine, "executing the plan"));
   for (const Sample& sample : repeat.ranks) repeat.seconds = std::max(repeat.seconds, sample.seconds);
   return repeat;
 }
@@ -100,7 +100,7 @@ StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const Inpu
     repeats.push_back(std::move(repeat));
   }
   const int64_t growth = peak_known ? std::max<int64_t>(0, PeakResidentBytes() - baseline) : -1;
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> peaks, AllGatherValue(comm, growth, "gathering memory peaks"));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> peaks, AllGatherValue(comm, growth, "executing the plan"));
 
   RunResult result{Summarise(spec, std::move(repeats), peaks), std::move(loaded->output), std::move(loaded->lse), {}};
   result.report.kernel = (*attention)->kernel_name();
@@ -124,7 +124,7 @@ StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResul
       verdict.accurate = Acceptable(verdict.errors, *truth, spec.problem.dtype);
     }
   }
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<Verdict> all, AllGatherValue(comm, verdict, "agreeing on the verdict"));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<Verdict> all, AllGatherValue(comm, verdict, "comparing results"));
   return all[0];
 }
 

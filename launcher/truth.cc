@@ -170,7 +170,7 @@ StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem
   TESSERA_ASSIGN_OR_RETURN(
       Request request, comm.AllGatherV(std::as_bytes(std::span(mine)), reinterpret_cast<std::byte*>(gathered.data()),
                                        counts, displacements));
-  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "gathering sampled rows"));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "the sampled rows"));
 
   SampledResult result;
   result.output.resize(rows.size() * output_row);

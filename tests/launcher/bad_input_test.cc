@@ -1,7 +1,6 @@
 // Every way to ask wrongly ends with one line that names the fault, the documented code, and no file touched.
 #include <gmock/gmock.h>
 
-
 #include "tests/launcher/program.h"
 
 namespace tessera::launcher_test {
