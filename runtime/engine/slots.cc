@@ -29,6 +29,12 @@ int64_t SlotTable::RegionBytes(const Region& region) const {
   return region.rows.size() * region.heads.size() * slot.width * slot.element_bytes;
 }
 
+std::byte* SlotTable::RegionData(const Region& region) const {
+  const Slot& slot = slots_[region.slot];
+  const int64_t first_head = region.heads.begin - slot.heads.begin;
+  return data_[region.slot] + region.rows.begin * RowBytes(region.slot) + first_head * slot.width * slot.element_bytes;
+}
+
 TensorView SlotTable::View(SlotId id) const {
   const Slot& slot = slots_[id];
   const bool partial = slot.content == SlotContent::kPartialOutput || slot.content == SlotContent::kPartialLse ||
@@ -42,8 +48,7 @@ void SlotTable::ForEachRun(const Region& region, Visit visit) const {
   const Slot& slot = slots_[region.slot];
   const int64_t head_bytes = int64_t{slot.width} * slot.element_bytes;
   const int64_t row_bytes = RowBytes(region.slot);
-  std::byte* first =
-      data_[region.slot] + region.rows.begin * row_bytes + (region.heads.begin - slot.heads.begin) * head_bytes;
+  std::byte* first = RegionData(region);
   if (region.heads == slot.heads) {
     visit(first, region.rows.size() * row_bytes);
     return;

@@ -22,10 +22,8 @@ class SlotTable {
   TensorView View(SlotId id) const;
   int64_t RowBytes(SlotId id) const;
   int64_t RegionBytes(const Region& region) const;
-  // First byte of a region that spans all heads of its slot.
-  std::byte* RegionData(const Region& region) const {
-    return data_[region.slot] + region.rows.begin * RowBytes(region.slot);
-  }
+  // First byte of a region; the rest follows without gaps when it has all heads of its slot, or one row.
+  std::byte* RegionData(const Region& region) const;
 
   // Copies a region to or from packed bytes; returns the number of bytes.
   int64_t Pack(const Region& region, std::byte* packed) const;

@@ -102,9 +102,16 @@ TEST(Architecture, TheLibraryNeitherEndsTheProcessNorReadsTheEnvironment) {
   for (const Source& source : Sources()) {
     const std::string code = std::regex_replace(source.text, std::regex(R"(//[^\n]*)"), "");
     const bool launcher = source.path.rfind("launcher/", 0) == 0;
-    if (!launcher && !may_end.count(source.path)) EXPECT_FALSE(std::regex_search(code, ends)) << source.path;
-    if (source.path != "runtime/base/environment.cc") EXPECT_FALSE(std::regex_search(code, environment)) << source.path;
-    EXPECT_FALSE(std::regex_search(code, throws)) << source.path;
+    if (!launcher && !may_end.count(source.path)) {
+      EXPECT_FALSE(std::regex_search(code, ends)) << source.path;
+    }
+    if (source.path != "runtime/base/environment.cc") {
+      EXPECT_FALSE(std::regex_search(code, environment)) << source.path;
+    }
+    // Flag parsers report contradictions by throwing into the library that calls them.
+    if (!launcher) {
+      EXPECT_FALSE(std::regex_search(code, throws)) << source.path;
+    }
   }
 }
 
