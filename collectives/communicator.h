@@ -4,6 +4,7 @@
 // Every operation is nonblocking and returns a Request. Buffers belong to the caller and must stay untouched until the
 // request is done. Operations on one communicator may be issued from one thread at a time; different communicators may
 // be used from different threads. Collectives must be issued in the same order by every rank of the communicator.
+// Requests end before the communicator they came from.
 //
 // After an error the world is broken for good: requests may be dropped, but under MPI their buffers may still be
 // written until the process ends.

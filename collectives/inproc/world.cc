@@ -191,6 +191,7 @@ class InprocTransport final : public Transport {
     auto message = std::make_shared<InprocMessage>();
     message->bytes = data;
     if (const auto longest = world_->options().longest_delay; longest.count() > 0) {
+      const std::lock_guard lock(random_mutex_);
       const int64_t delay_us = std::uniform_int_distribution<int64_t>(0, longest.count())(random_);
       message->visible_at = std::chrono::steady_clock::now() + std::chrono::microseconds(delay_us);
     }
@@ -216,8 +217,10 @@ class InprocTransport final : public Transport {
  private:
   const std::shared_ptr<InprocWorld> world_;
   const int rank_;
+  // A rank may use several communicators from several threads.
+  std::mutex random_mutex_;
   std::mt19937_64 random_;
-  int64_t operations_ = 0;
+  std::atomic<int64_t> operations_ = 0;
 };
 
 }  // namespace
