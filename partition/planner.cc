@@ -38,14 +38,16 @@ HeadRange KvHeadsOf(const Problem& problem, HeadRange query_heads) {
   return {query_heads.begin / problem.group(), (query_heads.end + problem.group() - 1) / problem.group()};
 }
 
+// Whether every peer's parts are one piece of the same slot, so that an all-to-all can move them in place.
 bool OnePiece(const ProgramBuilder& builder, const std::vector<ExchangePart>& parts, int rank) {
   for (size_t i = 0; i < parts.size(); ++i) {
     if (parts[i].peer == rank) continue;
     const Region& region = parts[i].region;
+    if (region.slot != parts[0].region.slot) return false;
     if (region.heads != builder.slot(region.slot).heads && region.rows.size() > 1) return false;
     if (i > 0 && parts[i - 1].peer == parts[i].peer) {
       const Region& previous = parts[i - 1].region;
-      if (previous.slot != region.slot || previous.rows.end != region.rows.begin || previous.heads != region.heads)
+      if (previous.rows.end != region.rows.begin || previous.heads != region.heads)
         return false;
     }
   }
