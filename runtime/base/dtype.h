@@ -38,9 +38,29 @@ inline uint16_t BFloat16FromFloat(float value) {
 }
 inline float FloatFromBFloat16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
 
-// IEEE binary16; GCC 12 and clang 14 lower these casts to F16C or to the compiler's correctly rounded routine.
-inline uint16_t Float16FromFloat(float value) { return std::bit_cast<uint16_t>(static_cast<_Float16>(value)); }
-inline float FloatFromFloat16(uint16_t value) { return static_cast<float>(std::bit_cast<_Float16>(value)); }
+// IEEE binary16 in integer arithmetic: compilers disagree about _Float16 (GCC 12 lacks it on AArch64, clang 14 on x86-64).
+inline uint16_t Float16FromFloat(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x47800000u) {  // 2^16 and above: infinity, or a quiet NaN
+    return static_cast<uint16_t>(sign | (magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u));
+  }
+  if (magnitude < 0x38800000u) {
+    // Below 2^-14 the result is subnormal: adding 0.5 shifts its 10 bits to the end of the fp32 mantissa and rounds.
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u));
+  }
+  // Rebias the exponent from 127 to 15; 0xfff plus the last kept bit rounds the 13 dropped bits to nearest even.
+  magnitude = magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u);
+  return static_cast<uint16_t>(sign | (magnitude >> 13));
+}
+inline float FloatFromFloat16(uint16_t value) {
+  const uint32_t sign = static_cast<uint32_t>(value & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(value & 0x7fffu) << 13;
+  if (magnitude >= (0x7c00u << 13)) return std::bit_cast<float>(sign | magnitude | 0x7f800000u);  // infinity, NaN
+  // Multiplying by 2^112 rebiases the exponent and normalises subnormals.
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f));
+}
 
 // Reads or writes element `index` of an array of `dtype`.
 inline float LoadAsFloat(const void* data, DType dtype, int64_t index) {
