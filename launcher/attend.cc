@@ -52,7 +52,7 @@ void AddRow(Table& table, const Candidate& candidate, const RunReport& report, c
   const Errors& errors = verdict.errors;
   const auto error = [&](double value) { return verdict.checked ? FormatError(value) : std::string("-"); };
   const Errors plain = truth ? truth->plain : Errors{};
-  table.Add({candidate.strategy, candidate.spec->mesh.ToString(), report.kernel, FormatSeconds(report.seconds),
+  table.Add({Label(candidate), candidate.spec->mesh.ToString(), report.kernel, FormatSeconds(report.seconds),
              absl::StrCat(report.bytes_counted), absl::StrCat(report.bytes_predicted), error(errors.max_absolute),
              error(plain.max_absolute), error(errors.relative), error(plain.relative), error(errors.lse_relative),
              Describe(verdict)});

@@ -24,13 +24,22 @@ struct Flags {
   int repeats = 3;
   int64_t verify_rows = 32;
   uint64_t seed = 1;
+  std::vector<int> rank_counts;  // empty = powers of two and all
   bool every_rank_count = false;
 };
 
-// 1, 2, 4, ... and the job's own size.
-std::vector<int> RankCounts(int ranks, bool every) {
+// The counts asked for; by default 1, 2, 4, ... and the job's own size.
+StatusOr<std::vector<int>> RankCounts(const Flags& flags, int ranks) {
+  if (!flags.rank_counts.empty()) {
+    for (const int count : flags.rank_counts) {
+      if (count < 1 || count > ranks) {
+        return absl::InvalidArgumentError(absl::StrCat("--ranks ", count, "; allowed: 1 to ", ranks, ", as started"));
+      }
+    }
+    return flags.rank_counts;
+  }
   std::vector<int> counts;
-  for (int n = 1; n < ranks; n = every ? n + 1 : 2 * n) counts.push_back(n);
+  for (int n = 1; n < ranks; n = flags.every_rank_count ? n + 1 : 2 * n) counts.push_back(n);
   counts.push_back(ranks);
   return counts;
 }
@@ -57,7 +66,8 @@ class Report {
     const bool checked = sample.verdict.checked;
     table_.Add({absl::StrCat(sample.ranks), sample.strategy, absl::StrFormat("%.3f", report.seconds),
                 absl::StrFormat("%.4f", report.seconds > 0 ? report.flops / report.seconds / 1e12 : 0),
-                absl::StrFormat("%.2f", speed_up), absl::StrFormat("%.0f%%", 100 * speed_up / sample.ranks),
+                speed_up > 0 ? absl::StrFormat("%.2f", speed_up) : "-",
+                speed_up > 0 ? absl::StrFormat("%.0f%%", 100 * speed_up / sample.ranks) : "-",
                 absl::StrCat(report.bytes_counted), absl::StrCat(report.bytes_predicted),
                 report.peak_bytes < 0 ? "unknown" : FormatBytes(static_cast<double>(report.peak_bytes)),
                 FormatBytes(static_cast<double>(report.slot_bytes)), absl::StrFormat("%.0f%%", 100 * report.overlap),
@@ -121,7 +131,7 @@ Status RunRankCount(Communicator& comm, Bench& bench, int ranks_per_node, Report
                              Judge(comm, *candidate.spec, result, bench.rows, bench.truth ? &*bench.truth : nullptr,
                                    std::max(UsableCores(), comm.size() * bench.options.threads)));
     if (comm.rank() == 0) {
-      report.Add({candidate.strategy, comm.size(), bench.options.threads, result.report, verdict,
+      report.Add({Label(candidate), comm.size(), bench.options.threads, result.report, verdict,
                   bench.truth ? bench.truth->plain : Errors{}},
                  *candidate.spec);
     }
@@ -137,6 +147,8 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   Report report(world.size());
   const StatusOr<Problem> problem = MakeProblem(flags.problem);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, problem.status(), "checking the problem"));
+  const StatusOr<std::vector<int>> rank_counts = RankCounts(flags, world.size());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, rank_counts.status(), "checking the rank counts"));
   TESSERA_RETURN_IF_ERROR(
       AgreeOnStatus(world, context.root() ? report.Open(flags.json) : absl::OkStatus(), "opening the record file"));
 
@@ -161,7 +173,7 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
     std::printf("%s, %d threads per rank, median of %d, %zu rows against fp64\n", problem->ToString().c_str(),
                 bench.options.threads, flags.repeats, bench.rows.size());
   }
-  for (const int ranks : RankCounts(world.size(), flags.every_rank_count)) {
+  for (const int ranks : *rank_counts) {
     const bool member = world.rank() < ranks;
     TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, world.Split(member ? 0 : -1, world.rank()));
     if (member) status = RunRankCount(*comm, bench, context.place.local_ranks, report, progress);
@@ -194,7 +206,9 @@ void AddBenchCommand(CLI::App& app, Selection& selection) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--seed", flags->seed, "seed of the generated tensors")->capture_default_str();
   command->add_option("--json", flags->json, "file to write one JSON record per row to");
-  command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks");
+  CLI::Option* counts =
+      command->add_option("--ranks", flags->rank_counts, "rank counts to run, as 1,2,8")->delimiter(',');
+  command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks")->excludes(counts);
   command->footer(
       "Examples:\n"
       "  mpirun -n 4 tessera bench scaling --seq 32768 --strategy all\n"

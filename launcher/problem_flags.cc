@@ -132,6 +132,11 @@ std::vector<Candidate> ResolveStrategies(const Problem& problem, const std::stri
   return candidates;
 }
 
+std::string Label(const Candidate& candidate) {
+  if (!candidate.spec.ok() || candidate.spec->strategy == candidate.strategy) return candidate.strategy;
+  return absl::StrCat(candidate.strategy, " = ", candidate.spec->strategy);
+}
+
 Status AnyUsable(const std::vector<Candidate>& candidates) {
   std::string reasons;
   for (const Candidate& candidate : candidates) {

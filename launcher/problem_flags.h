@@ -51,6 +51,8 @@ struct Candidate {
   std::string strategy;
   StatusOr<PlanSpec> spec;
 };
+// The name for tables; "auto" says what it chose.
+std::string Label(const Candidate& candidate);
 // One candidate, or with "all" one per name the planner knows.
 std::vector<Candidate> ResolveStrategies(const Problem& problem, const std::string& strategy, int ranks,
                                          int ranks_per_node);

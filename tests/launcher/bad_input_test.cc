@@ -86,6 +86,7 @@ TEST_F(BadInputTest, Flags) {
   ExpectRefused(RunAlone("attend"), kUsage, "--input is required");
   ExpectRefused(RunAlone(""), kUsage, "subcommand");
   ExpectRefused(RunAlone("bench scaling --seq -4"), kUsage, "--seq");
+  ExpectRefused(RunRanks(2, "bench scaling --seq 8 --ranks 1,3"), kBadInput, "--ranks 3; allowed: 1 to 2");
   ExpectRefused(RunAlone("plan --seq 8 --ranks 0"), kUsage, "--ranks");
   ExpectRefused(RunAlone("plan --seq 8 --ranks 65537"), kUsage, "--ranks");
 }
