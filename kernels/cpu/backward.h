@@ -9,8 +9,8 @@
 
 namespace tessera::cpu {
 
-// Register tiles whose P and dS are kept until their products with keys' sides are taken: 96 rows deep, these spend 2 %
-// on loading and storing their accumulators.
+// Register tiles whose P and dS are kept until their products with the keys' side are taken: 96 rows deep, so that
+// loading, adding and storing a product's accumulators is small beside its 96 multiply-adds each.
 inline constexpr int kTilesPerPass = 16;
 
 // Offsets, in floats, of a task's working arrays in a thread's arena. `blocks` counts register tiles of kRowBlock
