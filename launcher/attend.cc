@@ -37,6 +37,8 @@ StatusOr<Prepared> Prepare(const Flags& flags) {
   prepared.input = std::make_unique<FileInput>(std::move(file));
   TESSERA_ASSIGN_OR_RETURN(prepared.problem, prepared.input->ShapeOfProblem());
   TESSERA_RETURN_IF_ERROR(CompleteProblem(flags.problem, prepared.problem));
+  TESSERA_RETURN_IF_ERROR(CheckDistinct({{"--input", flags.input}, {"--mask", DocumentsFile(flags.problem.mask)}},
+                                        {{"--output", flags.output}, {"--trace", flags.trace}}));
   if (!flags.output.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.output));
   if (!flags.trace.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.trace));
   return prepared;

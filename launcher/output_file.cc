@@ -1,9 +1,11 @@
 #include "launcher/output_file.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -15,6 +17,33 @@
 namespace tessera::launcher {
 namespace {
 
+bool SameFile(const std::string& a, const std::string& b) {
+  struct stat of_a = {}, of_b = {};
+  if (stat(a.c_str(), &of_a) == 0 && stat(b.c_str(), &of_b) == 0) {
+    return of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
+  }
+  // What does not exist yet can only be the same by name.
+  std::error_code ignored;
+  return std::filesystem::weakly_canonical(a, ignored) == std::filesystem::weakly_canonical(b, ignored);
+}
+
+}  // namespace
+
+Status CheckDistinct(const std::vector<NamedFile>& read, const std::vector<NamedFile>& written) {
+  for (size_t i = 0; i < written.size(); ++i) {
+    const NamedFile& file = written[i];
+    std::vector<NamedFile> others = read;
+    others.insert(others.end(), written.begin(), written.begin() + static_cast<std::ptrdiff_t>(i));
+    for (const NamedFile& other : others) {
+      if (file.path.empty() || other.path.empty() || !SameFile(file.path, other.path)) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat(file.flag, " ", file.path, " is the same file as ", other.flag, " ", other.path,
+                       "; allowed: different files, because a run replaces what it writes"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 Status WriteAside(const std::string& path, const std::string& text) {
   const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
   std::ofstream file(temporary);
@@ -24,8 +53,6 @@ Status WriteAside(const std::string& path, const std::string& text) {
   std::remove(temporary.c_str());
   return status;
 }
-
-}  // namespace
 
 Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& result, const std::string& path) {
   const Problem& problem = spec.problem;
