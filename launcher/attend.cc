@@ -82,7 +82,6 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   const std::vector<int64_t> rows = SampleRows(problem.query_tokens, flags.verify_rows);
   std::optional<Truth> truth;
   Status status;
-  world.ReportProgress({RankState::kComputing, -1});
   if (context.root() && !rows.empty()) {
     progress.Say(absl::StrCat("recomputing ", rows.size(), " rows in fp64"));
     StatusOr<Truth> computed = ComputeTruth(problem, *prepared->input, rows, options.kernel, UsableCores());
