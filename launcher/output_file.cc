@@ -12,6 +12,7 @@
 #include <random>
 
 #include "launcher/agreement.h"
+#include "launcher/temporary_file.h"
 #include "runtime/base/safetensors.h"
 
 namespace tessera::launcher {
@@ -45,13 +46,15 @@ Status CheckDistinct(const std::vector<NamedFile>& read, const std::vector<Named
 }
 
 Status WriteAside(const std::string& path, const std::string& text) {
-  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
-  std::ofstream file(temporary);
+  const std::string name = absl::StrCat(path, ".tmp-", getpid());
+  TemporaryFile temporary(name);
+  std::ofstream file(name);
   file << text << std::flush;
-  if (file.good() && std::rename(temporary.c_str(), path.c_str()) == 0) return absl::OkStatus();
-  const Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
-  std::remove(temporary.c_str());
-  return status;
+  if (!file.good() || std::rename(name.c_str(), path.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
+  }
+  temporary.Keep();
+  return absl::OkStatus();
 }
 
 Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& result, const std::string& path) {
@@ -65,6 +68,7 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   TESSERA_ASSIGN_OR_RETURN(const std::vector<uint64_t> tokens, AllGatherValue(comm, token, "naming the output"));
   token = tokens[0];
 
+  TemporaryFile temporary(absl::StrFormat("%s.tmp-%016x", path, token));  // the name that the writer gives it
   std::optional<StatusOr<SafetensorsWriter>> writer;
   if (root) writer.emplace(SafetensorsWriter::Create(path, entries, token));
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, root ? writer->status() : absl::OkStatus(), "creating the output"));
@@ -75,7 +79,10 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   Status status = (*writer)->WriteRows("out", segments, result.output.view());
   if (status.ok()) status = (*writer)->WriteRows("lse", segments, result.lse.view());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "writing the output"));
-  return AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output");
+  TESSERA_RETURN_IF_ERROR(
+      AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output"));
+  temporary.Keep();
+  return absl::OkStatus();
 }
 
 Status WriteTrace(Communicator& comm, const Trace& trace, const std::string& path) {
