@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "absl/cleanup/cleanup.h"
 #include "launcher/agreement.h"
 #include "launcher/command.h"
 #include "launcher/host.h"
@@ -95,6 +96,11 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   }
 
   Table table = MakeTable();
+  // Rows that were measured are shown even when a later one fails.
+  const absl::Cleanup print = [&] {
+    if (context.root() && !table.empty()) std::fputs(table.ToString().c_str(), stdout);
+    std::fflush(stdout);  // an abort does not
+  };
   bool passed = true;
   for (const Candidate& candidate : candidates) {
     if (!candidate.spec.ok()) {
@@ -115,7 +121,6 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
       TESSERA_RETURN_IF_ERROR(WriteResult(world, *candidate.spec, result, flags.output));
     }
   }
-  if (context.root()) std::fputs(table.ToString().c_str(), stdout);
   return passed;
 }
 
@@ -126,8 +131,12 @@ void AddAttendCommand(CLI::App& app, Selection& selection) {
   CLI::App* command = app.add_subcommand("attend", "exact attention over tensors of a safetensors file");
   command->add_option("--input", flags->input, "safetensors file with q [S, H, D], k and v")->required();
   command->add_option("--output", flags->output, "file to write out [S, H, Dv] and lse [S, H] to");
-  command->add_option("--verify", flags->verify_rows, "recompute this many sampled rows in fp64 and compare")
-      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--verify", flags->verify_rows,
+                   "recompute this many sampled rows in fp64 and compare: the relative (L2) error may be twice\n"
+                      "that of a plain single-device run (or 4 x 2^-24), the maximum error twice plus one rounding\n"
+                      "of the dtype at the largest magnitude")
+      ->check(CLI::Range(int64_t{1}, kMostTokens));
   command->add_option("--trace", flags->trace, "file to write a Chrome trace of the run to");
   AddMaskFlags(*command, flags->problem);
   AddStrategyFlag(*command, flags->execution);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "absl/cleanup/cleanup.h"
 #include "launcher/agreement.h"
 #include "launcher/command.h"
 #include "launcher/host.h"
@@ -49,7 +50,7 @@ class Report {
  public:
   explicit Report(int ranks)
       : table_({"ranks", "strategy", "seconds", "TFLOP/s", "speed-up", "efficiency", "bytes counted", "predicted",
-                "peak memory", "slots", "overlap", "rel error", "(plain)", "kernel", "check"}),
+                "peak of run", "slots", "overlap", "rel error", "(plain)", "kernel", "check"}),
         last_(ranks) {}
 
   void Add(const BenchSample& sample, const PlanSpec& spec) {
@@ -79,12 +80,13 @@ class Report {
   }
 
   void Print() const {
-    std::fputs(table_.ToString().c_str(), stdout);
+    if (!table_.empty()) std::fputs(table_.ToString().c_str(), stdout);
     if (!refusals_.empty()) std::printf("not run:\n%s", refusals_.c_str());
     if (last_ > UsableCores()) {
       std::printf("%d ranks share %d cores: speed-up beyond %d is not to be expected.\n", last_, UsableCores(),
                   UsableCores());
     }
+    std::fflush(stdout);  // an abort does not
   }
 
  private:
@@ -176,6 +178,10 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
     std::printf("%s, %d threads per rank, median of %d, %zu rows against fp64\n", problem->ToString().c_str(),
                 bench.options.threads, flags.repeats, bench.rows.size());
   }
+  // Rows that were measured are shown even when a later one fails.
+  const absl::Cleanup print = [&] {
+    if (context.root()) report.Print();
+  };
   for (const int ranks : *rank_counts) {
     const bool member = world.rank() < ranks;
     TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, world.Split(member ? 0 : -1, world.rank()));
@@ -186,7 +192,6 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> passed,
                            AllGatherValue(world, bench.passed && bench.any ? 1 : 0, "agreeing on the result"));
   if (context.root()) {
-    report.Print();
     status = bench.any ? report.WriteRecords(flags.json)
                        : absl::FailedPreconditionError("no strategy could serve any of the rank counts");
   }
@@ -210,13 +215,15 @@ void AddBenchCommand(CLI::App& app, Selection& selection) {
       ->check(CLI::Range(1, 1000));
   command->add_option("--verify", flags->verify_rows, "rows to recompute in fp64; 0 = none")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(int64_t{0}, kMostTokens));
   command->add_option("--seed", flags->seed, "seed of the generated tensors")->capture_default_str();
   command->add_option("--json", flags->json, "file to write one JSON record per row to; it is replaced when all rows are measured");
   CLI::Option* counts =
       command->add_option("--ranks", flags->rank_counts, "rank counts to run, as 1,2,8")->delimiter(',');
   command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks")->excludes(counts);
   command->footer(
+      "\"peak of run\" is the largest growth of a rank's resident memory from before its tensors are loaded to the end\n"
+      "of the run; the fp64 recomputation on rank 0, which holds all keys and values, is over by then and not in it.\n"
       "Examples:\n"
       "  mpirun -n 4 tessera bench scaling --seq 32768 --strategy all\n"
       "  mpirun -n 8 tessera bench scaling --seq 131072 --heads 32 --kv-heads 8 --dim 128 --strategy zigzag \\\n"

@@ -151,5 +151,9 @@ int Main(int argc, char** argv) {
 }  // namespace tessera::launcher
 
 int main(int argc, char** argv) {
-  return tessera::launcher::Main(argc, argv);
+  const int code = tessera::launcher::Main(argc, argv);
+  // A table that nobody received was not printed.
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+  std::fprintf(stderr, "tessera: error: cannot write standard output\n");
+  return code != 0 ? code : static_cast<int>(tessera::launcher::ExitCode::kSystem);
 }

@@ -2,12 +2,18 @@
 
 #include <charconv>
 #include <fstream>
+#include <limits>
 #include <optional>
 
 #include "kernels/attention.h"
 
 namespace tessera::launcher {
 namespace {
+
+constexpr char kStrategies[] =
+    "auto, all, ring, zigzag, striped, balanced, allgather, ulysses, grid[:HxS], double-ring[:NODES], tree";
+
+constexpr int kMostOfAnAxis = 1 << 20;  // far more heads, or width, than a problem may have
 
 std::optional<int64_t> ParseInteger(std::string_view text) {
   int64_t value = 0;
@@ -32,6 +38,34 @@ StatusOr<std::vector<int64_t>> ReadIntegers(const std::string& path) {
   return values;
 }
 
+bool IsCount(std::string_view text) {
+  const std::optional<int64_t> value = ParseInteger(text);
+  return value && *value >= 1 && *value <= std::numeric_limits<int>::max();
+}
+
+// Empty when `text` is a strategy; whether it can serve is for the planner to say.
+std::string CheckStrategyName(const std::string& text) {
+  if (text == "auto" || text == "all") return "";
+  const std::string_view name = text;
+  const size_t colon = name.find(':');
+  const std::string_view family = name.substr(0, colon);
+  const std::string_view argument = colon == std::string_view::npos ? "" : name.substr(colon + 1);
+  const auto refuse = [&](const char* allowed) { return absl::StrCat("\"", text, "\"; allowed: ", allowed); };
+  if (family == "grid" && colon != std::string_view::npos) {
+    const size_t cross = argument.find('x');
+    const bool good = cross != std::string_view::npos && IsCount(argument.substr(0, cross)) &&
+                      IsCount(argument.substr(cross + 1));
+    return good ? "" : refuse("grid:HxS, head ranks by sequence ranks, such as grid:2x4");
+  }
+  if (family == "double-ring" && colon != std::string_view::npos) {
+    return IsCount(argument) ? "" : refuse("double-ring:NODES, such as double-ring:2");
+  }
+  for (const std::string& known : StrategyNames(4)) {  // of four ranks: every family is among them
+    if (colon == std::string_view::npos && name == std::string_view(known).substr(0, known.find(':'))) return "";
+  }
+  return refuse(kStrategies);
+}
+
 }  // namespace
 
 void AddMaskFlags(CLI::App& command, ProblemFlags& flags) {
@@ -42,21 +76,20 @@ void AddMaskFlags(CLI::App& command, ProblemFlags& flags) {
 }
 
 void AddShapeFlags(CLI::App& command, ProblemFlags& flags) {
-  command.add_option("--seq", flags.tokens, "tokens")->required()->check(CLI::NonNegativeNumber);
-  command.add_option("--heads", flags.heads, "query heads")->capture_default_str()->check(CLI::PositiveNumber);
-  command.add_option("--kv-heads", flags.kv_heads, "key/value heads (default: as --heads)")->check(CLI::PositiveNumber);
-  command.add_option("--dim", flags.width, "width of q and k heads")->capture_default_str()->check(CLI::PositiveNumber);
-  command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")->check(CLI::PositiveNumber);
+  command.add_option("--seq", flags.tokens, "tokens")->required()->check(CLI::Range(int64_t{0}, kMostTokens));
+  command.add_option("--heads", flags.heads, "query heads")->capture_default_str()->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--kv-heads", flags.kv_heads, "key/value heads (default: as --heads)")->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--dim", flags.width, "width of q and k heads")->capture_default_str()->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")->check(CLI::Range(1, kMostOfAnAxis));
   command.add_option("--dtype", flags.dtype, "fp32, bf16 or fp16")
       ->capture_default_str()
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
 }
 
 void AddStrategyFlag(CLI::App& command, ExecutionFlags& flags) {
-  command
-      .add_option("--strategy", flags.strategy,
-                  "auto, all, ring, zigzag, striped, balanced, allgather, ulysses, grid:HxS, double-ring[:NODES], tree")
-      ->capture_default_str();
+  command.add_option("--strategy", flags.strategy, kStrategies)
+      ->capture_default_str()
+      ->check([](const std::string& text) { return CheckStrategyName(text); });
 }
 
 void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags) {
@@ -83,7 +116,11 @@ StatusOr<Mask> ParseMask(const std::string& text, int64_t query_tokens, int64_t 
     }
     return Mask::Causal(query_tokens, key_tokens, Window{.left = *width - 1, .right = 0});
   }
-  if (kind == "documents" && !argument.empty()) {
+  if (kind == "documents") {
+    if (argument.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("mask \"", text, "\": the file name is missing; allowed: documents:FILE"));
+    }
     if (query_tokens != key_tokens) {
       return absl::InvalidArgumentError(absl::StrCat("mask \"", text, "\" needs as many query as key tokens, not ",
                                                      query_tokens, " and ", key_tokens));

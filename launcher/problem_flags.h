@@ -11,6 +11,8 @@
 
 namespace tessera::launcher {
 
+inline constexpr int64_t kMostTokens = int64_t{1} << 40;  // the largest count of tokens a flag may state
+
 struct ProblemFlags {
   int64_t tokens = 0;
   int heads = 1;

@@ -68,6 +68,7 @@ TEST_F(BadInputTest, Masks) {
   ExpectAttendRefused(good_, "--mask diagonal", kBadInput, "mask \"diagonal\" is unknown; allowed: causal");
   ExpectAttendRefused(good_, "--mask window:0", kBadInput, "the window is \"0\"; allowed: 1 or more");
   ExpectAttendRefused(good_, "--mask window:x", kBadInput, "the window is \"x\"");
+  ExpectAttendRefused(good_, "--mask documents:", kBadInput, "mask \"documents:\": the file name is missing");
   const auto documents = [&](const std::string& text, const std::string& message) {
     const std::string path = Write("documents", text);
     ExpectAttendRefused(good_, "--mask documents:" + path, kBadInput, message);
@@ -82,6 +83,9 @@ TEST_F(BadInputTest, Masks) {
 TEST_F(BadInputTest, Flags) {
   ExpectAttendRefused(good_, "--colour blue", kUsage, "--colour");
   ExpectAttendRefused(good_, "--threads 0", kUsage, "--threads");
+  const Outcome none = RunAlone("attend --input " + good_ + " --verify 0");
+  ExpectRefused(none, kUsage, "--verify: Value 0 not in range");
+  EXPECT_LT(none.err.size(), 200u) << none.err;
   ExpectRefused(RunRanks(2, "attend --input " + good_), kUsage, "needs --output, --verify or both");
   ExpectRefused(RunAlone("attend"), kUsage, "--input is required");
   ExpectRefused(RunAlone(""), kUsage, "subcommand");
@@ -97,7 +101,10 @@ TEST_F(BadInputTest, Environment) {
 }
 
 TEST_F(BadInputTest, StrategiesAndKernelsThatCannotServe) {
-  ExpectAttendRefused(good_, "--strategy spiral", kRefused, "spiral");
+  for (const std::string name : {"spiral", "grid:2", "grid:2x", "grid:0x2", "grid:", "double-ring:two", "ring:2"}) {
+    ExpectRefused(RunAlone("plan --seq 8 --ranks 2 --strategy " + name), kUsage, "\"" + name + "\"; allowed: ");
+  }
+  ExpectAttendRefused(good_, "--strategy spiral", kUsage, "--strategy: \"spiral\"; allowed: auto, all, ring");
   ExpectAttendRefused(good_, "--strategy grid:3x5", kRefused, "grid:3x5");
   ExpectAttendRefused(good_, "--kernel abacus", kRefused, "abacus");
 }
@@ -107,6 +114,12 @@ TEST_F(BadInputTest, OutputsThatCannotBeWritten) {
                 "does not exist or is not writable");
   ExpectRefused(RunRanks(2, "attend --input " + good_ + " --output " + folder_.string()), kSystem,
                 "not a regular file");
+}
+
+TEST_F(BadInputTest, StandardOutputThatIsFull) {
+  for (const std::string command : {"plan --seq 64 --ranks 2 --strategy ring", "doctor", "--help"}) {
+    ExpectRefused(RunShell(TESSERA_TEST_PROGRAM " " + command + " >/dev/full"), kSystem, "cannot write standard output");
+  }
 }
 
 TEST_F(BadInputTest, FilesThatWouldOverwriteOneAnother) {

@@ -124,6 +124,19 @@ TEST_F(GoodRunTest, BenchReplacesRecordsOnlyWithRecords) {
   EXPECT_THAT(FilesInFolder(), ElementsAre("bench.jsonl"));
 }
 
+TEST_F(GoodRunTest, RowsThatWereMeasuredAreShownWhenTheRunFails) {
+  // A trace or record file whose folder goes away is found out after the row it belongs to.
+  std::filesystem::create_directory(Path("gone"));
+  const Outcome run = RunShell("(sleep 2; rm -r " + Path("gone") + ") & " TESSERA_TEST_MPIEXEC
+                               " -n 2 " TESSERA_TEST_PROGRAM " bench scaling --seq 2560 --dtype fp32 --verify 4 --heads 8 "
+                               "--kernel reference --repeat 1 --strategy ring --json " +
+                               Path("gone/bench.jsonl"));
+  EXPECT_EQ(run.exit_code, 3) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("cannot write " + Path("gone/bench.jsonl")));
+  EXPECT_THAT(run.out, HasSubstr("peak of run"));
+  EXPECT_THAT(run.out, HasSubstr("reference  ok"));
+}
+
 TEST_F(GoodRunTest, PlanNeedsNoRanks) {
   const Outcome small = RunAlone("plan --seq 64 --ranks 4 --strategy zigzag --timeline");
   EXPECT_EQ(small.exit_code, 0) << small.err;
