@@ -218,7 +218,8 @@ enum ExternalSlot : SlotId {
   kQueryGradientSlot,
   kKeyGradientSlot,
   kValueGradientSlot,
-  kBackwardExternalSlots
+  kBackwardExternalSlots,
+  kOwnDeltaSlot = kBackwardExternalSlots  // the first internal slot of a backward program: delta of the rank's own rows
 };
 
 struct RankProgram {

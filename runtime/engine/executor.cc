@@ -29,6 +29,22 @@ TraceLane LaneOf(const StepBody& body) {
   return std::holds_alternative<SendStep>(body) ? TraceLane::kSend : TraceLane::kReceive;
 }
 
+// destination rows += source rows; heads of the source begin at `first_head` of the destination. fp32.
+void AddRows(const TensorView& source, int64_t source_row, const TensorView& destination, int64_t destination_row,
+             int first_head, int64_t count) {
+  for (int64_t row = 0; row < count; ++row) {
+    const auto* from = static_cast<const float*>(source.At(source_row + row, 0));
+    auto* to = static_cast<float*>(destination.At(destination_row + row, first_head));
+    for (int64_t i = 0; i < int64_t{source.heads} * source.width; ++i) to[i] += from[i];
+  }
+}
+
+// Rounds fp32 to the destination's dtype; equal shapes, dense.
+void RoundRows(const TensorView& source, const TensorView& destination) {
+  const auto* from = static_cast<const float*>(source.data);
+  for (int64_t i = 0; i < source.elements(); ++i) StoreFromFloat(destination.data, destination.dtype, i, from[i]);
+}
+
 }  // namespace
 
 // The state of one run.
@@ -259,6 +275,23 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   return absl::OkStatus();
 }
 
+// What both passes tell a kernel about the problem.
+template <typename AttendStepOfPass, typename Args>
+void Executor::FillCommon(const AttendStepOfPass& step, const SlotTable& slots, const HeadVectors& vectors,
+                          Args& args) const {
+  const Problem& problem = spec_.problem;
+  args.tiles = step.tiles;
+  args.bands = problem.mask.bands();
+  args.first_query_head = slots.slot(step.query).heads.begin;
+  args.first_kv_head = slots.slot(step.key).heads.begin;
+  args.group = problem.group();
+  args.score.scale = problem.EffectiveScale();
+  args.score.soft_cap = problem.score.soft_cap;
+  if (problem.score.alibi) args.score.alibi_slopes = vectors.alibi_slopes.subspan(step.heads.begin, step.heads.size());
+  args.score.position_offset = problem.key_tokens - problem.query_tokens;
+  args.threads = options_.threads;
+}
+
 Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const {
   const Problem& problem = spec_.problem;
   const auto heads_of = [](std::span<const float> all, HeadRange heads) {
@@ -271,16 +304,7 @@ Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const 
     args.value = slots.View(attend->value);
     args.output = slots.View(attend->partial_output);
     args.lse = slots.View(attend->partial_lse);
-    args.tiles = attend->tiles;
-    args.bands = problem.mask.bands();
-    args.first_query_head = slots.slot(attend->query).heads.begin;
-    args.first_kv_head = slots.slot(attend->key).heads.begin;
-    args.group = problem.group();
-    args.score.scale = problem.EffectiveScale();
-    args.score.soft_cap = problem.score.soft_cap;
-    if (problem.score.alibi) args.score.alibi_slopes = heads_of(vectors.alibi_slopes, attend->heads);
-    args.score.position_offset = problem.key_tokens - problem.query_tokens;
-    args.threads = options_.threads;
+    FillCommon(*attend, slots, vectors, args);
     return kernel_.Attend(args);
   }
   if (const auto* clear = std::get_if<ClearStep>(&body)) {
@@ -298,11 +322,47 @@ Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const 
     }
     return absl::OkStatus();
   }
-  const auto& finish = std::get<FinishStep>(body);
-  const HeadRange heads = slots.slot(finish.partial_output).heads;
-  FinishPartials(slots.View(finish.partial_output), slots.View(finish.partial_lse),
-                 problem.score.sink ? heads_of(vectors.sinks, heads) : std::span<const float>(),
-                 slots.View(finish.result), slots.View(finish.result_lse), options_.threads);
+  if (const auto* finish = std::get_if<FinishStep>(&body)) {
+    const HeadRange heads = slots.slot(finish->partial_output).heads;
+    FinishPartials(slots.View(finish->partial_output), slots.View(finish->partial_lse),
+                   problem.score.sink ? heads_of(vectors.sinks, heads) : std::span<const float>(),
+                   slots.View(finish->result), slots.View(finish->result_lse), options_.threads);
+    return absl::OkStatus();
+  }
+  if (const auto* delta = std::get_if<DeltaStep>(&body)) {
+    ComputeDelta(slots.View(delta->output), slots.View(delta->output_gradient), slots.View(delta->delta),
+                 options_.threads);
+    return absl::OkStatus();
+  }
+  if (const auto* attend = std::get_if<AttendBackwardStep>(&body)) {
+    AttendBackwardArgs args;
+    args.query = slots.View(attend->query);
+    args.key = slots.View(attend->key);
+    args.value = slots.View(attend->value);
+    args.output_gradient = slots.View(attend->output_gradient);
+    args.lse = slots.View(attend->lse);
+    args.delta = slots.View(attend->delta);
+    args.query_gradient = slots.View(attend->query_gradient);
+    args.key_gradient = slots.View(attend->key_gradient);
+    args.value_gradient = slots.View(attend->value_gradient);
+    FillCommon(*attend, slots, vectors, args);
+    return kernel_.AttendBackward(args);
+  }
+  if (const auto* zero = std::get_if<ZeroStep>(&body)) {
+    std::memset(slots.data(zero->slot) + zero->rows.begin * slots.RowBytes(zero->slot), 0,
+                zero->rows.size() * slots.RowBytes(zero->slot));
+    return absl::OkStatus();
+  }
+  if (const auto* add = std::get_if<AddStep>(&body)) {
+    const int first_head = slots.slot(add->source).heads.begin - slots.slot(add->destination).heads.begin;
+    for (const MergeRows& rows : add->rows) {
+      AddRows(slots.View(add->source), rows.source_row, slots.View(add->destination), rows.destination_row, first_head,
+              rows.count);
+    }
+    return absl::OkStatus();
+  }
+  const auto& round = std::get<RoundStep>(body);
+  RoundRows(slots.View(round.source), slots.View(round.destination));
   return absl::OkStatus();
 }
 

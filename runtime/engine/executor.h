@@ -7,6 +7,7 @@
 
 #include "collectives/communicator.h"
 #include "kernels/attention.h"
+#include "kernels/attention_backward.h"
 #include "partition/plan.h"
 #include "runtime/device/stream.h"
 #include "runtime/engine/attention.h"
@@ -29,6 +30,8 @@ class Executor {
 
  private:
   struct Execution;
+  template <typename AttendStepOfPass, typename Args>
+  void FillCommon(const AttendStepOfPass& step, const SlotTable& slots, const HeadVectors& vectors, Args& args) const;
   Status RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const;
 
   const PlanSpec& spec_;
