@@ -14,7 +14,7 @@ struct RankCost {
   int64_t bytes_received = 0;
   int64_t messages_sent = 0;  // point-to-point sends, and one per peer with bytes in an exchange
   int64_t messages_received = 0;
-  double flops = 0;        // 2 * attended pairs * (qk_width + v_width), forward
+  double flops = 0;        // 2 * attended pairs * (qk_width + v_width); backward 2 * pairs * (3 qk_width + 2 v_width)
   double pairs = 0;        // attended (query, key, head) triples
   int64_t slot_bytes = 0;  // memory the executor allocates
   friend bool operator==(const RankCost&, const RankCost&) = default;

@@ -10,6 +10,11 @@
 
 namespace tessera {
 
+// Floating point operations of one attended (query, key, head) triple: two per multiply-add of each matrix product.
+double FlopsPerPair(const PlanSpec& spec);
+// Attended triples of a step, without those its tiles mask out; 0 for steps that attend nothing.
+double PairsOf(const BandIndex& mask, const StepBody& body);
+
 class Shares {
  public:
   explicit Shares(const PlanSpec& spec);

@@ -4,6 +4,7 @@
 #include <queue>
 
 #include "partition/cost.h"
+#include "partition/cost_shares.h"
 #include "partition/price_links.h"
 #include "partition/verify_internal.h"
 
@@ -116,13 +117,8 @@ class Simulation {
     }
   }
   double ComputeSeconds(const StepBody& body) const {
-    double pairs = 0;
-    if (const auto* attend = std::get_if<AttendStep>(&body)) {
-      for (const Tile& tile : attend->tiles) pairs += mask_.Area(tile.queries, tile.keys) * attend->heads.size();
-    }
-    const Problem& problem = plan_.spec.problem;
     return machine_.step_overhead_seconds +
-           2 * pairs * (problem.qk_width + problem.v_width) / machine_.flops_per_second;
+           PairsOf(mask_, body) * FlopsPerPair(plan_.spec) / machine_.flops_per_second;
   }
   double PartsSeconds(int rank, const std::vector<ExchangePart>& parts) const {
     double seconds = 0;

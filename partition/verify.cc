@@ -46,14 +46,22 @@ int WidthOf(const Problem& problem, SlotContent content) {
   switch (content) {
     case SlotContent::kQuery:
     case SlotContent::kKey:
+    case SlotContent::kPartialQueryGradient:
+    case SlotContent::kPartialKeyGradient:
+    case SlotContent::kQueryGradient:
+    case SlotContent::kKeyGradient:
       return problem.qk_width;
     case SlotContent::kValue:
     case SlotContent::kPartialOutput:
     case SlotContent::kResult:
+    case SlotContent::kOutputGradient:
+    case SlotContent::kPartialValueGradient:
+    case SlotContent::kValueGradient:
       return problem.v_width;
     case SlotContent::kPartialLse:
     case SlotContent::kResultLse:
     case SlotContent::kStaging:
+    case SlotContent::kDelta:
       return 1;
   }
   return 0;
@@ -63,6 +71,10 @@ int ElementBytesOf(const Problem& problem, SlotContent content) {
     case SlotContent::kPartialOutput:
     case SlotContent::kPartialLse:
     case SlotContent::kResultLse:
+    case SlotContent::kDelta:
+    case SlotContent::kPartialQueryGradient:
+    case SlotContent::kPartialKeyGradient:
+    case SlotContent::kPartialValueGradient:
       return 4;
     case SlotContent::kStaging:
       return 1;

@@ -141,6 +141,9 @@ class AccessList {
     TouchRows(finish.result_lse, rows, true);
   }
 
+  template <typename Backward>
+  void Append(const Backward&) {}
+
   void TouchRows(SlotId slot, const std::vector<Range>& rows, bool write) {
     for (const Range run : rows) Touch({slot, run, program_.slots[slot].heads}, write);
   }

@@ -280,6 +280,11 @@ class ProgramChecker {
     return absl::OkStatus();
   }
 
+  template <typename Backward>
+  Status CheckBody(const Backward&) const {
+    return absl::UnimplementedError("structure: backward steps are not checked yet");
+  }
+
   const Plan& plan_;
   const Problem& problem_;
   const RankProgram& program_;
