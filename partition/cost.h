@@ -30,7 +30,8 @@ PlanCost CountPlan(const Plan& plan);
 
 // Total bytes received over all ranks, from the problem, mesh and layouts alone (no steps): the closed form.
 // ring, double ring, all-gather: every key/value row once per other sequence rank that attends it; head exchange: every
-// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. See
+// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. Backward, what attends
+// includes output gradient, log-sum-exp and delta, and fp32 gradients of keys and values go back as the rows came. See
 // docs/communication.md.
 int64_t PredictedBytes(const PlanSpec& spec);
 

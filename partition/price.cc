@@ -117,8 +117,7 @@ class Simulation {
     }
   }
   double ComputeSeconds(const StepBody& body) const {
-    return machine_.step_overhead_seconds +
-           PairsOf(mask_, body) * FlopsPerPair(plan_.spec) / machine_.flops_per_second;
+    return machine_.step_overhead_seconds + PairsOf(mask_, body) * FlopsPerPair(plan_.spec) / machine_.flops_per_second;
   }
   double PartsSeconds(int rank, const std::vector<ExchangePart>& parts) const {
     double seconds = 0;

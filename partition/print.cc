@@ -45,7 +45,9 @@ std::string Details(const ExchangeStep& exchange) {
                       Text(exchange.receives), "}");
 }
 template <typename Attend>
-  requires requires(const Attend& attend) { attend.tiles; }
+requires requires(const Attend& attend) {
+  attend.tiles;
+}
 std::string Details(const Attend& attend) {
   std::string text;
   for (const Tile& tile : attend.tiles) absl::StrAppend(&text, "q", Text(tile.queries), " k", Text(tile.keys), " ");
@@ -90,8 +92,8 @@ const char* Name(SequenceMethod method) {
 }  // namespace
 
 std::string ToString(const PlanSpec& spec) {
-  return absl::StrCat(spec.strategy, spec.pass == Pass::kBackward ? " backward" : "", " (", Name(spec.method), " on ", spec.mesh.ToString(), ") of ",
-                      spec.problem.ToString());
+  return absl::StrCat(spec.strategy, spec.pass == Pass::kBackward ? " backward" : "", " (", Name(spec.method), " on ",
+                      spec.mesh.ToString(), ") of ", spec.problem.ToString());
 }
 
 std::string ToString(const RankProgram& program, StepId step) {
