@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The environment for mpirun with more ranks than cores, or as root in a container. Source it; the tests read it too,
 # so every line is a plain `export NAME=value`. Open MPI only; harmless elsewhere.
 

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Installs the Debian packages Tessera is built from, where they are missing. Sourced by quickstart and tests/run.
 
 tessera_packages=(
