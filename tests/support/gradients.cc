@@ -11,12 +11,19 @@ namespace {
 template <typename Real>
 struct RealGradients {
   std::vector<Real> query, key, value, sink;
+  // Largest sum of absolute terms of each: what the rounding errors of the arithmetic are relative to, since the terms
+  // of a gradient cancel.
+  struct Terms {
+    std::vector<double> query, key, value, sink;
+  } terms;
 
   RealGradients(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient, bool rounded)
       : query(p.query_tokens * p.query_heads * p.qk_width),
         key(p.key_tokens * p.kv_heads * p.qk_width),
         value(p.key_tokens * p.kv_heads * p.v_width),
-        sink(p.score.sink ? p.query_heads : 0) {
+        sink(p.score.sink ? p.query_heads : 0),
+        terms{std::vector<double>(query.size()), std::vector<double>(key.size()), std::vector<double>(value.size()),
+              std::vector<double>(sink.size())} {
     for (int h = 0; h < p.query_heads; ++h) {
       for (int64_t q = 0; q < p.query_tokens; ++q) AddRow(p, tensors, output_gradient, rounded, q, h);
     }
@@ -61,31 +68,49 @@ struct RealGradients {
       }
     }
     Real delta = 0;
+    double delta_terms = 0;
     for (int d = 0; d < p.v_width; ++d) {
       if (rounded) {
         uint32_t storage = 0;
         StoreFromFloat(&storage, p.dtype, 0, static_cast<float>(output[d]));
         output[d] = LoadAsFloat(&storage, p.dtype, 0);
       }
-      delta += output[d] * at(output_gradient, q, p.query_heads, h, p.v_width, d);
+      const Real term = output[d] * at(output_gradient, q, p.query_heads, h, p.v_width, d);
+      delta += term;
+      delta_terms += std::abs(term);
     }
     for (size_t i = 0; i < keys.size(); ++i) {
       const Real weight = std::exp(scores[i] - most) / sum;
       Real weight_gradient = 0;
+      double weight_terms = delta_terms;
       for (int d = 0; d < p.v_width; ++d) {
         const Real g = at(output_gradient, q, p.query_heads, h, p.v_width, d);
-        weight_gradient += g * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
-        value[(keys[i] * p.kv_heads + kv) * p.v_width + d] += weight * g;
+        const Real term = g * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
+        weight_gradient += term;
+        weight_terms += std::abs(term);
+        Add(value, terms.value, (keys[i] * p.kv_heads + kv) * p.v_width + d, weight * g, std::abs(weight * g));
       }
       const Real dot_gradient = weight * (weight_gradient - delta) * slopes[i] * static_cast<Real>(p.EffectiveScale());
+      const double dot_terms = weight * weight_terms * slopes[i] * p.EffectiveScale();
       for (int d = 0; d < p.qk_width; ++d) {
-        query[(q * p.query_heads + h) * p.qk_width + d] +=
-            dot_gradient * at(t.key, keys[i], p.kv_heads, kv, p.qk_width, d);
-        key[(keys[i] * p.kv_heads + kv) * p.qk_width + d] +=
-            dot_gradient * at(t.query, q, p.query_heads, h, p.qk_width, d);
+        const Real of_key = at(t.key, keys[i], p.kv_heads, kv, p.qk_width, d);
+        const Real of_query = at(t.query, q, p.query_heads, h, p.qk_width, d);
+        Add(query, terms.query, (q * p.query_heads + h) * p.qk_width + d, dot_gradient * of_key,
+            dot_terms * std::abs(of_key));
+        Add(key, terms.key, (keys[i] * p.kv_heads + kv) * p.qk_width + d, dot_gradient * of_query,
+            dot_terms * std::abs(of_query));
       }
     }
-    if (p.score.sink) sink[h] -= std::exp(static_cast<Real>(t.sinks[h]) - most) / sum * delta;
+    if (p.score.sink) {
+      const Real weight = std::exp(static_cast<Real>(t.sinks[h]) - most) / sum;
+      Add(sink, terms.sink, h, -weight * delta, weight * delta_terms);
+    }
+  }
+
+  static void Add(std::vector<Real>& values, std::vector<double>& terms_of, int64_t index, Real value,
+                  double magnitude) {
+    values[index] += value;
+    terms_of[index] += magnitude;
   }
 };
 
@@ -162,17 +187,20 @@ Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& 
 GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient) {
   RealGradients<double> exact(p, tensors, output_gradient, false);
   RealGradients<float> plain(p, tensors, output_gradient, true);
-  const auto fill = [&](Yardstick& yardstick, std::vector<double>& values, const std::vector<float>& plain_values,
-                        DType dtype) {
+  const auto fill = [&](Yardstick& yardstick, std::vector<double>& values, const std::vector<double>& terms,
+                        const std::vector<float>& plain_values, DType dtype) {
     const Error error = ErrorOf(Rounded(plain_values, dtype), values);
     double largest = 0;
+    double largest_terms = 0;
     for (double v : values) largest = std::max(largest, std::abs(v));
-    yardstick = {std::move(values), error.rms, error.max, RoundingOf(dtype) * largest};
+    for (double v : terms) largest_terms = std::max(largest_terms, v);
+    const double floor = RoundingOf(dtype) * largest + RoundingOf(DType::kFloat32) * largest_terms;
+    yardstick = {std::move(values), error.rms, error.max, floor};
   };
-  fill(query_, exact.query, plain.query, p.dtype);
-  fill(key_, exact.key, plain.key, p.dtype);
-  fill(value_, exact.value, plain.value, p.dtype);
-  fill(sink_, exact.sink, plain.sink, DType::kFloat32);
+  fill(query_, exact.query, exact.terms.query, plain.query, p.dtype);
+  fill(key_, exact.key, exact.terms.key, plain.key, p.dtype);
+  fill(value_, exact.value, exact.terms.value, plain.value, p.dtype);
+  fill(sink_, exact.sink, exact.terms.sink, plain.sink, DType::kFloat32);
 }
 
 std::string GradientJudge::Judge(const Gradients& gradients) const {
