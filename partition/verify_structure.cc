@@ -205,8 +205,6 @@ class ProgramChecker : private ProgramChecks {
     TESSERA_RETURN_IF_ERROR(CheckGradient(attend.value_gradient, SlotContent::kPartialValueGradient));
     const auto query_slots = {attend.query, attend.output_gradient, attend.lse, attend.delta, attend.query_gradient};
     const auto key_slots = {attend.key, attend.value, attend.key_gradient, attend.value_gradient};
-    TESSERA_RETURN_IF_ERROR(CheckSameRows(query_slots));
-    TESSERA_RETURN_IF_ERROR(CheckSameRows(key_slots));
     return CheckTiles(attend.heads, attend.tiles, query_slots, key_slots);
   }
   Status CheckGradient(SlotId slot, SlotContent content) const { return CheckSlot(slot, content, true, "gradient"); }
