@@ -34,9 +34,11 @@ class Simulation {
 
   Price Run() {
     Connect();
+    std::vector<int64_t> first;  // collected before any arrives, because arrivals free others
     for (int64_t step = 0; step < index_.size(); ++step) {
-      if (waiting_[step] == 0) Arrive(step);
+      if (waiting_[step] == 0) first.push_back(step);
     }
+    for (const int64_t step : first) Arrive(step);
     int done = 0;
     for (; !queue_.empty(); ++done) {
       const int meeting = queue_.top().second;
