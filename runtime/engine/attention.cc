@@ -141,7 +141,11 @@ Status SumSinkGradient(const ReadyPass& pass, const HeadVectors& vectors, std::s
 }  // namespace
 
 Attention::Attention(std::unique_ptr<State> state) : state_(std::move(state)) {}
-Attention::~Attention() = default;
+Attention::~Attention() {
+  // After a failure messages may still be under way, and a transport may write to slots until the communicator is gone.
+  // The job is about to end: better to leak than to let memory be reused under a message.
+  if (state_ != nullptr && !state_->failure.ok()) static_cast<void>(state_.release());
+}
 
 StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const PlanSpec& spec,
                                                        const AttentionOptions& options) {
@@ -174,10 +178,8 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
     TESSERA_RETURN_IF_ERROR(PrepareProgram(state->forward, comm.rank()));
     return options.backward ? PrepareProgram(*state->backward, comm.rank()) : absl::OkStatus();
   }();
-  const Status everywhere =
-      AgreeOnHash(comm, (local.ok() ? 1 : 0) + (options.backward ? 2 : 0), "readiness to execute the plan");
-  if (!local.ok()) return local;
-  TESSERA_RETURN_IF_ERROR(everywhere);
+  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, options.backward ? 1 : 0, "use of the backward pass"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to execute the plan"));
   for (ReadyPass* pass : {&state->forward, state->backward.get()}) {
     if (pass == nullptr) continue;
     TESSERA_RETURN_IF_ERROR(Connect(*pass, comm));

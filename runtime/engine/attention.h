@@ -17,8 +17,8 @@
 namespace tessera {
 
 struct AttentionOptions {
-  std::string kernel;  // implementation by name; empty = the fastest that serves the problem
-  int threads = 1;     // compute threads of this rank
+  std::string kernel;     // implementation by name; empty = the fastest that serves the problem
+  int threads = 1;        // compute threads of this rank
   bool trace = false;     // record a TraceEvent per step
   bool backward = false;  // also prepare Backward(): its plan, slots and communicators
 };
@@ -91,5 +91,8 @@ class Attention {
 
 // Gathers every rank's digest and fails on all ranks, naming the ones that disagree with the majority.
 Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what);
+
+// Gathers every rank's status; all return the error of the lowest rank that has one, naming it.
+Status AgreeOnReadiness(Communicator& comm, const Status& status, std::string_view what);
 
 }  // namespace tessera

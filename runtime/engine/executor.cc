@@ -94,7 +94,8 @@ struct Executor::Execution {
       phases[id] = Phase::kRunning;
       ++computing;
       any = true;
-      executor.compute_.Submit([this, id] {
+      executor.compute_.Submit([this, id]() -> Status {
+        if (executor.cancelled_) return absl::CancelledError("the run has failed");
         const auto begin = Clock::now();
         Status status = executor.RunCompute(executor.program_.steps[id].body, slots, vectors);
         std::lock_guard lock(mutex);
@@ -211,6 +212,7 @@ struct Executor::Execution {
   StepId first_open = 0;
   int idle_polls = 0;
   Clock::duration compute_time{0};
+  Clock::duration exposed_time{0};  // the compute unit was idle while messages were under way
   std::mutex mutex;
   std::condition_variable compute_finished;
   std::vector<FinishedCompute> finished_compute;  // guarded by mutex
@@ -236,7 +238,11 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   Execution run(*this, slots, vectors, trace);
   const auto loop = [&]() -> Status {
     auto next_health = Clock::now();
+    auto checked_at = Clock::now();
     while (!run.Finished()) {
+      const auto now = Clock::now();
+      if (run.computing == 0 && !run.in_flight.empty()) run.exposed_time += now - checked_at;
+      checked_at = now;
       TESSERA_ASSIGN_OR_RETURN(bool progress, run.CollectCompute());
       TESSERA_ASSIGN_OR_RETURN(const bool started, run.StartTransfers());
       TESSERA_ASSIGN_OR_RETURN(const bool arrived, run.PollTransfers());
@@ -247,20 +253,25 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
         comms_.world->ReportProgress(run.Progress());
         continue;
       }
-      if (Clock::now() >= next_health) {
+      if (now >= next_health) {
         TESSERA_RETURN_IF_ERROR(comms_.world->Health());
-        next_health = Clock::now() + kHealthInterval;
+        next_health = now + kHealthInterval;
       }
       run.Nap();
     }
     return absl::OkStatus();
   };
   Status status = loop();
-  const Status compute_status = compute_.Synchronize();  // waits for the kernel that is running
+  if (!status.ok()) {
+    // Peers learn of it before the kernel that is running has noticed.
+    const RankProgress last = run.Progress();
+    comms_.world->ReportProgress({RankState::kFailed, last.step});
+    cancelled_ = true;
+  }
+  const Status compute_status = compute_.Synchronize();
   if (status.ok()) status = compute_status;
   if (!status.ok()) {
     const RankProgress last = run.Progress();
-    comms_.world->ReportProgress({RankState::kFailed, last.step});
     for (auto& flight : run.in_flight) abandoned_.push_back(std::move(flight.transfer));
     return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program_.rank, last.step,
                                                  last.step < static_cast<StepId>(program_.steps.size())
@@ -271,7 +282,7 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   comms_.world->ReportProgress({RankState::kIdle, -1});
   stats.seconds = std::chrono::duration<double>(Clock::now() - run.start).count();
   stats.compute_seconds = std::chrono::duration<double>(run.compute_time).count();
-  stats.exposed_seconds = std::max(0.0, stats.seconds - stats.compute_seconds);
+  stats.exposed_seconds = std::chrono::duration<double>(run.exposed_time).count();
   return absl::OkStatus();
 }
 

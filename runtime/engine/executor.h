@@ -2,6 +2,7 @@
 // allow. Internal to the engine.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <vector>
 
@@ -41,6 +42,7 @@ class Executor {
   Communicators& comms_;
   std::vector<std::vector<StepId>> successors_;  // per step: the steps that wait for it
   std::vector<int> waits_for_;                   // per step: dependencies counted at start
+  std::atomic<bool> cancelled_ = false;          // a run has failed: queued compute steps return at once
   CpuStream compute_;
   std::vector<Transfer> abandoned_;  // in flight when an error ended the run
 };

@@ -107,9 +107,10 @@ std::string Judge(const Problem& p, const Tensors& tensors, const Result& result
   double largest = 0;
   for (double value : exact->output) largest = std::max(largest, std::abs(value));
   const double floor = RoundingOf(p.dtype) * largest;
+  const double rms_floor = RoundingOf(DType::kFloat32) * largest;
   const Error error = ErrorOf(result.output, exact->output);
   const Error plain = ErrorOf(Plain(p, tensors).output, exact->output);
-  if (!(error.rms <= 2 * plain.rms + floor / 4) || !(error.max <= 2 * plain.max + floor)) {
+  if (!(error.rms <= 2 * plain.rms + rms_floor) || !(error.max <= 2 * plain.max + floor)) {
     return absl::StrFormat("output error rms %.3g max %.3g, plain rms %.3g max %.3g, floor %.3g", error.rms, error.max,
                            plain.rms, plain.max, floor);
   }
