@@ -45,6 +45,8 @@ struct AttendArgs {
   int threads = 1;  // OpenMP threads this call may use
 };
 
+struct AttendBackwardArgs;  // kernels/attention_backward.h
+
 // What an implementation is asked about before it is chosen.
 struct AttentionTraits {
   DType dtype = DType::kFloat32;
@@ -61,6 +63,8 @@ class AttentionKernel {
   virtual std::string WhyNot(const AttentionTraits& traits) const = 0;
   // Not collective, synchronous, thread-safe. InvalidArgument when views disagree in shape or dtype.
   virtual Status Attend(const AttendArgs& args) const = 0;
+  // Adds the gradients of the tiles' rows, on the same terms. The bits do not depend on the number of threads.
+  virtual Status AttendBackward(const AttendBackwardArgs& args) const = 0;
 };
 
 // All implementations compiled in, fastest first; the fp64 reference is last.

@@ -107,7 +107,6 @@ class TaskRunner {
     const int64_t row = keys.first_row + first_key;
     PackKeys(args_.key, row, count, task_.kv_head, arena_ + layout_.staging, arena_ + layout_.key);
     const bool finite = PackValues(args_.value, row, count, task_.kv_head, layout_.v_stride, arena_ + layout_.value);
-    const Range key_rows{first_key, first_key + kKeyBlock};
     int row_index = 0;
     for (int block = 0; block < blocks_; ++block) {
       uint64_t bits[kRowBlock];
@@ -115,12 +114,7 @@ class TaskRunner {
       for (int r = 0; r < kRowBlock; ++r) {
         bits[r] = 0;
         if (block * kRowBlock + r >= pairs_) continue;
-        const Range inner = mask_.Inner(row_index);
-        if (inner.begin <= key_rows.begin && key_rows.end <= inner.end) {
-          bits[r] = ~uint64_t{0};
-        } else if (!Intersect(mask_.Outer(row_index), key_rows).empty()) {
-          bits[r] = mask_.Bits(row_index, first_key);
-        }
+        bits[r] = mask_.BlockBits(row_index, first_key);
         any |= bits[r];
         all &= bits[r];
         if (++row_index == rows_) row_index = 0;
@@ -136,7 +130,7 @@ class TaskRunner {
     const int first_pair = block * kRowBlock;
     float* const scores = arena_ + layout_.score;
     const float* const value = arena_ + layout_.value;
-    Scores(QueryBlock(block), arena_ + layout_.key, qk_width, count, scores);
+    Scores(QueryBlock(block), kRowBlock, 1, arena_ + layout_.key, qk_width, count, scores);
     if (modified_) ModifyTile(first_pair, count, keys.keys, first_key);
     const float scale = modified_ ? 1.0f : scale_;
     for (int r = 0; r < kRowBlock; ++r) {

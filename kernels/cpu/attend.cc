@@ -1,4 +1,4 @@
-// Compiles attend-inl.h once per instruction set and lists the results.
+// Compiles attend-inl.h and backward-inl.h once per instruction set and lists the results.
 
 // SVE vectors have no size at compile time and cannot live in the arrays of a register tile; SSSE3 adds nothing that a
 // machine of this decade needs.
@@ -8,18 +8,19 @@
 #include <hwy/foreach_target.h>
 // foreach_target.h comes first: it includes this file again for each instruction set.
 #include "kernels/cpu/attend-inl.h"
+#include "kernels/cpu/backward-inl.h"
 
 #if HWY_ONCE
 namespace tessera::cpu {
 
 // HWY_CHOOSE_* is null for what this compiler or architecture does not build. The last entry is Highway's plain C++.
 constexpr InstructionSet kInstructionSets[] = {
-    {HWY_AVX3, HWY_CHOOSE_AVX3(RunTask)},
-    {HWY_AVX2, HWY_CHOOSE_AVX2(RunTask)},
-    {HWY_SSE4, HWY_CHOOSE_SSE4(RunTask)},
-    {HWY_NEON, HWY_CHOOSE_NEON(RunTask)},
+    {HWY_AVX3, HWY_CHOOSE_AVX3(RunTask), HWY_CHOOSE_AVX3(RunBackwardTask)},
+    {HWY_AVX2, HWY_CHOOSE_AVX2(RunTask), HWY_CHOOSE_AVX2(RunBackwardTask)},
+    {HWY_SSE4, HWY_CHOOSE_SSE4(RunTask), HWY_CHOOSE_SSE4(RunBackwardTask)},
+    {HWY_NEON, HWY_CHOOSE_NEON(RunTask), HWY_CHOOSE_NEON(RunBackwardTask)},
 #if HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR)
-    {HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR), HWY_CHOOSE_FALLBACK(RunTask)},
+    {HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR), HWY_CHOOSE_FALLBACK(RunTask), HWY_CHOOSE_FALLBACK(RunBackwardTask)},
 #endif
 };
 

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/backward.h"
 #include "kernels/cpu/blocks.h"
 
 namespace tessera::cpu {
@@ -43,7 +44,8 @@ using AttendTask = void (*)(const AttendArgs& args, const Task& task, RowMask& m
 
 struct InstructionSet {
   int64_t highway_target = 0;
-  AttendTask attend = nullptr;  // null when it is not compiled in
+  AttendTask attend = nullptr;  // null, as is `attend_backward`, when it is not compiled in
+  AttendBackwardTask attend_backward = nullptr;
 };
 
 // Every instruction set of every architecture, best first.

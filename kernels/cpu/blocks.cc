@@ -51,6 +51,12 @@ std::vector<std::vector<QueryGroup>> Waves(std::span<const Tile> tiles) {
   return waves;
 }
 
+Range KeyRowsMet(const Band& band, const Segment& queries, const Segment& keys) {
+  const Range tokens = Intersect(band.queries, {queries.begin, queries.last() + 1});
+  if (tokens.empty()) return {};
+  return RowsWithin(keys, Intersect(band.keys, {tokens.begin + band.min_offset, tokens.end + band.max_offset}));
+}
+
 void RowMask::Reset(std::span<const Band> bands, const Segment& queries, const Segment& keys) {
   bands_.clear();
   ranges_.clear();
@@ -59,10 +65,7 @@ void RowMask::Reset(std::span<const Band> bands, const Segment& queries, const S
   inner_.clear();
   key_blocks_.clear();
   for (const Band& band : bands) {
-    const Range tokens = Intersect(band.queries, {queries.begin, queries.last() + 1});
-    if (tokens.empty()) continue;
-    const Range reach = Intersect(band.keys, {tokens.begin + band.min_offset, tokens.end + band.max_offset});
-    const Range rows = RowsWithin(keys, reach);
+    const Range rows = KeyRowsMet(band, queries, keys);
     if (rows.empty()) continue;
     bands_.push_back(band);
     key_blocks_.push_back({rows.begin / kKeyBlock, (rows.end - 1) / kKeyBlock + 1});

@@ -31,6 +31,9 @@ struct QueryGroup {
 // waves run one after the other. The order depends on the tiles alone.
 std::vector<std::vector<QueryGroup>> Waves(std::span<const Tile> tiles);
 
+// Key rows outside of which no query of `queries` attends a key of `keys` by `band`.
+Range KeyRowsMet(const Band& band, const Segment& queries, const Segment& keys);
+
 // What the bands allow between some query rows and one key segment. Reused between tasks to keep its memory.
 class RowMask {
  public:
@@ -41,6 +44,12 @@ class RowMask {
   Range Inner(int64_t row) const { return inner_[row]; }
   // Bit i says whether `row` attends key row `first_key` + i, for kKeyBlock keys.
   uint64_t Bits(int64_t row, int64_t first_key) const;
+  // Bits(), quick for a block that is wholly allowed or wholly hidden.
+  uint64_t BlockBits(int64_t row, int64_t first_key) const {
+    const Range block{first_key, first_key + kKeyBlock}, inner = Inner(row);
+    if (inner.begin <= block.begin && block.end <= inner.end) return ~uint64_t{0};
+    return Intersect(Outer(row), block).empty() ? 0 : Bits(row, first_key);
+  }
   // Ranges of key block numbers (key row / kKeyBlock) outside of which no row attends anything; ascending, disjoint.
   std::span<const Range> key_blocks() const { return key_blocks_; }
 

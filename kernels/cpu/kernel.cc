@@ -32,13 +32,6 @@ int64_t PairsPerTask(const AttendArgs& args, const std::vector<QueryGroup>& wave
   return std::min(cached, shared) / kRowBlock * kRowBlock;
 }
 
-// Heads of the call that read key head `kv_head` of the views.
-HeadRange QueryHeadsOf(const AttendArgs& args, int kv_head) {
-  const int64_t begin = int64_t{args.first_kv_head + kv_head} * args.group - args.first_query_head;
-  return {static_cast<int>(std::clamp<int64_t>(begin, 0, args.query.heads)),
-          static_cast<int>(std::clamp<int64_t>(begin + args.group, 0, args.query.heads))};
-}
-
 // Rows are taken from the last to the first: under a causal mask the longest tasks then start first.
 void AppendTasks(const AttendArgs& args, const QueryGroup& group, int kv_head, int64_t pairs_per_task,
                  std::vector<Task>* tasks) {
@@ -91,6 +84,14 @@ class CpuKernel final : public AttentionKernel {
       TESSERA_RETURN_IF_ERROR(Run(args, tasks));
     }
     return absl::OkStatus();
+  }
+
+  Status AttendBackward(const AttendBackwardArgs& args) const override {
+    TESSERA_RETURN_IF_ERROR(CheckAttendBackwardArgs(args));
+    if (const std::string reason = WhyNot({args.query.dtype, args.query.width, args.value.width}); !reason.empty()) {
+      return absl::FailedPreconditionError(absl::StrCat(name_, ": ", reason));
+    }
+    return RunBackward(args, set_.attend_backward, name_);
   }
 
  private:

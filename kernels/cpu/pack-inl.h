@@ -90,15 +90,24 @@ HWY_INLINE void PackKeys(const ConstTensorView& key, int64_t row, int count, int
   }
 }
 
+// Converts one row and pads it to `stride` floats with zeros. NaN in some lane exactly when an element is not finite:
+// the sum of 0 * element.
+HWY_INLINE FloatVec PackRow(const void* source, DType dtype, int width, int stride, float* to) {
+  const FloatTag d;
+  const int lanes = static_cast<int>(hn::Lanes(d));
+  ToFloats(source, dtype, width, to);
+  std::memset(to + width, 0, static_cast<size_t>(stride - width) * sizeof(float));
+  FloatVec poison = hn::Zero(d);
+  for (int i = 0; i < stride; i += lanes) poison = hn::MulAdd(hn::Load(d, to + i), hn::Zero(d), poison);
+  return poison;
+}
+
 // Packs `count` values from `row` on as [kKeyBlock][stride]; padding is zero. False if a value is NaN or infinite.
 HWY_INLINE bool PackValues(const ConstTensorView& value, int64_t row, int count, int head, int stride, float* to) {
   const FloatTag d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  FloatVec poison = hn::Zero(d);  // 0 * v is NaN exactly when v is not finite
+  FloatVec poison = hn::Zero(d);
   for (int j = 0; j < count; ++j, to += stride) {
-    ToFloats(value.At(row + j, head), value.dtype, value.width, to);
-    std::memset(to + value.width, 0, static_cast<size_t>(stride - value.width) * sizeof(float));
-    for (int i = 0; i < stride; i += lanes) poison = hn::MulAdd(hn::Load(d, to + i), hn::Zero(d), poison);
+    poison = hn::Add(poison, PackRow(value.At(row + j, head), value.dtype, value.width, stride, to));
   }
   if (count < kKeyBlock) std::memset(to, 0, static_cast<size_t>(kKeyBlock - count) * stride * sizeof(float));
   return hn::AllFalse(d, hn::IsNaN(poison));

@@ -83,16 +83,20 @@ HWY_INLINE void ModifyScores(float* scores, int count, float scale, float soft_c
   }
 }
 
-// Replaces the scores whose bit is clear by -inf.
-HWY_INLINE void MaskScores(uint64_t bits, int count, float* scores) {
+// Replaces the elements whose bit is clear by `replacement`.
+HWY_INLINE void ReplaceHidden(uint64_t bits, int count, float replacement, float* row) {
   const FloatTag d;
   const int lanes = static_cast<int>(hn::Lanes(d));
-  const FloatVec hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
+  const FloatVec hidden = hn::Set(d, replacement);
   for (int i = 0; i < count; i += lanes) {
     const uint64_t lane_bits = bits >> i;  // LoadMaskBits reads up to 8 bytes
     const auto seen = hn::LoadMaskBits(d, reinterpret_cast<const uint8_t*>(&lane_bits));
-    hn::Store(hn::IfThenElse(seen, hn::Load(d, scores + i), hidden), d, scores + i);
+    hn::Store(hn::IfThenElse(seen, hn::Load(d, row + i), hidden), d, row + i);
   }
+}
+
+HWY_INLINE void MaskScores(uint64_t bits, int count, float* scores) {
+  ReplaceHidden(bits, count, -std::numeric_limits<float>::infinity(), scores);
 }
 
 HWY_INLINE void Rescale(float factor, int v_stride, float* sum, float* output) {

@@ -5,17 +5,13 @@
 #include <limits>
 
 #include "kernels/check.h"
+#include "kernels/reference/backward.h"
+#include "kernels/reference/score.h"
 
 namespace tessera::reference {
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
-
-// Key rows that one query may attend, with their global tokens.
-struct KeyRun {
-  int64_t first_row = 0;
-  Segment keys;
-};
 
 // Softmax attention of one query row: scores are kept, so that the maximum is exact before the first exponential.
 struct RowAttention {
@@ -27,16 +23,6 @@ struct RowAttention {
               std::span<const KeyRun> runs, const ScoreArgs& score, double slope, int64_t query_token);
 };
 
-double Score(const void* query, const void* key, DType dtype, int width, const ScoreArgs& score) {
-  double dot = 0;
-  for (int i = 0; i < width; ++i) {
-    dot += static_cast<double>(LoadAsFloat(query, dtype, i)) * static_cast<double>(LoadAsFloat(key, dtype, i));
-  }
-  const double scaled = dot * static_cast<double>(score.scale);
-  const double cap = score.soft_cap;
-  return cap > 0 ? cap * std::tanh(scaled / cap) : scaled;
-}
-
 void RowAttention::Attend(const void* query, const ConstTensorView& key, const ConstTensorView& value, int kv_head,
                           std::span<const KeyRun> runs, const ScoreArgs& score, double slope, int64_t query_token) {
   scores.clear();
@@ -44,9 +30,8 @@ void RowAttention::Attend(const void* query, const ConstTensorView& key, const C
   lse = kMinusInfinity;
   for (const KeyRun& run : runs) {
     for (int64_t i = 0; i < run.keys.count; ++i) {
-      const int64_t distance = std::abs(query_token + score.position_offset - run.keys.token(i));
       const double s = Score(query, key.At(run.first_row + i, kv_head), key.dtype, key.width, score);
-      scores.push_back(slope == 0 ? s : s - slope * static_cast<double>(distance));
+      scores.push_back(s - Penalty(slope, score, query_token, run.keys.token(i)));
     }
   }
   double max = kMinusInfinity;
@@ -66,15 +51,6 @@ void RowAttention::Attend(const void* query, const ConstTensorView& key, const C
   }
   for (double& o : output) o /= sum;
   lse = max + std::log(sum);
-}
-
-// Rows of `keys` that query token `q` attends, one run per band.
-void AppendRuns(std::span<const Band> bands, int64_t q, int64_t first_row, const Segment& keys,
-                std::vector<KeyRun>* runs) {
-  for (const Band& band : bands) {
-    const Range rows = RowsWithin(keys, band.KeysOf(q));
-    if (!rows.empty()) runs->push_back({first_row + rows.begin, tessera::Rows(keys, rows)});
-  }
 }
 
 class ReferenceKernel final : public AttentionKernel {
@@ -103,6 +79,9 @@ class ReferenceKernel final : public AttentionKernel {
       }
     }
     return absl::OkStatus();
+  }
+  Status AttendBackward(const AttendBackwardArgs& args) const override {
+    return reference::AttendBackward(args);
   }
 
  private:

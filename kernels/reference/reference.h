@@ -21,6 +21,20 @@ StatusOr<Rows> Attention(const ConstTensorView& query, const ConstTensorView& ke
                          std::span<const Band> bands, const ScoreArgs& score, std::span<const float> sinks,
                          std::span<const int64_t> query_rows);
 
+struct Gradients {
+  std::vector<double> query;  // [Sq, H, D]
+  std::vector<double> key;    // [Sk, Hk, D]
+  std::vector<double> value;  // [Sk, Hk, Dv]
+  std::vector<double> sink;   // [H], empty without sinks
+};
+
+// Gradients of sum(output * output_gradient) over the whole problem, in fp64 throughout: output, LSE and delta are its
+// own and never rounded. output_gradient is [Sq, H, Dv]; everything else as for Attention.
+StatusOr<Gradients> AttentionBackward(const ConstTensorView& query, const ConstTensorView& key,
+                                      const ConstTensorView& value, const ConstTensorView& output_gradient,
+                                      std::span<const Band> bands, const ScoreArgs& score,
+                                      std::span<const float> sinks);
+
 // The same arithmetic behind the kernel interface: fp64 inside one call, fp32 partials between calls.
 const AttentionKernel* Kernel();
 

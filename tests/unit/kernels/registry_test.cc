@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "tests/unit/kernels/problem.h"
+#include "tests/unit/kernels/backward_problem.h"
 
 namespace tessera::testing {
 namespace {
@@ -92,6 +92,36 @@ TEST(Attend, RefusesWhatItCannotRead) {
       damage(args);
       const Status status = kernel->Attend(args);
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
+      EXPECT_NE(status.message().find(text), std::string_view::npos) << status.message();
+    }
+  }
+}
+
+TEST(AttendBackward, RefusesWhatItCannotRead) {
+  Random random("backward refusals");
+  const Problem problem = MakeProblem({DType::kFloat16, 4, 6, 4, 2, 8, 8}, random);
+  const BackwardProblem backward(*PresentKernels().front(), problem, random);
+  const GradientSums sums(problem);
+  const Tile tile = WholeTile(problem);
+  const std::pair<const char*, std::function<void(AttendBackwardArgs&)>> cases[] = {
+      {"every tensor must be in host memory", [](AttendBackwardArgs& a) { a.delta.space = MemorySpace::kDevice; }},
+      {"share one dtype", [](AttendBackwardArgs& a) { a.output_gradient.dtype = DType::kFloat32; }},
+      {"gradients added to must be fp32", [](AttendBackwardArgs& a) { a.key_gradient.dtype = DType::kFloat16; }},
+      {"key width 7 differs from query width 8", [](AttendBackwardArgs& a) { a.key.width = 7; }},
+      {"output gradient must be as wide as value", [](AttendBackwardArgs& a) { a.output_gradient.width = 7; }},
+      {"gradients must be as wide as", [](AttendBackwardArgs& a) { a.value_gradient.width = 7; }},
+      {"key, value and their gradients must agree", [](AttendBackwardArgs& a) { a.key_gradient.rows = 5; }},
+      {"must agree with query in rows and heads", [](AttendBackwardArgs& a) { a.query_gradient.rows = 3; }},
+      {"read key heads outside", [](AttendBackwardArgs& a) { a.group = 1; }},
+      {"threads must be at least 1", [](AttendBackwardArgs& a) { a.threads = 0; }},
+  };
+  for (const AttentionKernel* kernel : PresentKernels()) {
+    for (const auto& [text, damage] : cases) {
+      AttendBackwardArgs args = BackwardArgsOf(backward, sums, {&tile, 1});
+      damage(args);
+      const Status status = kernel->AttendBackward(args);
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text;
+      EXPECT_NE(status.message().find(std::string("attend backward: ")), std::string_view::npos) << status.message();
       EXPECT_NE(status.message().find(text), std::string_view::npos) << status.message();
     }
   }

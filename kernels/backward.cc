@@ -1,0 +1,43 @@
+// What the backward pass needs around the kernels: delta before them, the sink's gradient beside them.
+#include <cmath>
+#include <limits>
+
+#include "kernels/attention_backward.h"
+
+namespace tessera {
+
+void ComputeDelta(const ConstTensorView& output, const ConstTensorView& output_gradient, const TensorView& delta,
+                  int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < output.rows; ++row) {
+    for (int head = 0; head < output.heads; ++head) {
+      const void* const o = output.At(row, head);
+      const void* const gradient = output_gradient.At(row, head);
+      // fp64 costs nothing beside the kernels, and delta is subtracted from sums that it nearly equals.
+      double sum = 0;
+      for (int i = 0; i < output.width; ++i) {
+        sum += static_cast<double>(LoadAsFloat(o, output.dtype, i)) *
+               static_cast<double>(LoadAsFloat(gradient, output_gradient.dtype, i));
+      }
+      *static_cast<float*>(delta.At(row, head)) = static_cast<float>(sum);
+    }
+  }
+}
+
+void AddSinkGradient(const ConstTensorView& lse, const ConstTensorView& delta, std::span<const float> sinks,
+                     std::span<float> gradient) {
+  constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+  for (size_t head = 0; head < sinks.size(); ++head) {
+    if (sinks[head] == kMinusInfinity) continue;
+    double sum = 0;
+    for (int64_t row = 0; row < lse.rows; ++row) {
+      const float total = *static_cast<const float*>(lse.At(row, static_cast<int>(head)));
+      if (total == kMinusInfinity) continue;
+      sum += std::exp(static_cast<double>(sinks[head]) - static_cast<double>(total)) *
+             static_cast<double>(*static_cast<const float*>(delta.At(row, static_cast<int>(head))));
+    }
+    gradient[head] = static_cast<float>(static_cast<double>(gradient[head]) - sum);
+  }
+}
+
+}  // namespace tessera
