@@ -301,6 +301,7 @@ void Executor::FillCommon(const AttendStepOfPass& step, const SlotTable& slots, 
   if (problem.score.alibi) args.score.alibi_slopes = vectors.alibi_slopes.subspan(step.heads.begin, step.heads.size());
   args.score.position_offset = problem.key_tokens - problem.query_tokens;
   args.threads = options_.threads;
+  args.cancelled = &cancelled_;
 }
 
 Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const {

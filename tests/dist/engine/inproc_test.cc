@@ -199,5 +199,35 @@ TEST(Faults, AKilledOrFrozenRankIsNamedWithItsStepAndNobodyHangs) {
   }
 }
 
+TEST(Faults, AFailedRunDoesNotWaitForALongKernel) {
+  // Rank 0 attends its own keys with the slow fp64 kernel, many seconds, while rank 1 freezes.
+  Problem problem;
+  problem.query_tokens = problem.key_tokens = 16384;
+  problem.qk_width = problem.v_width = 64;
+  problem.query_heads = problem.kv_heads = 2;
+  problem.mask = Mask::Full(16384, 16384).value();
+  const auto spec = MakePlanSpec(problem, {.strategy = "ring", .ranks = 2});
+  InprocOptions options;
+  options.deadline = std::chrono::milliseconds(2000);
+  options.faults = {{InprocFault::Kind::kFreeze, 1, 5}};
+  AttentionOptions slow;
+  slow.kernel = "reference";
+  const auto begin = std::chrono::steady_clock::now();
+  const Status status = RunRanks(2, options, [&](Communicator& comm) -> Status {
+    std::vector<std::byte> data(8192 * 2 * 64 * 2);
+    std::vector<float> lse_data(8192 * 2);
+    const auto view = TensorView::Dense(data.data(), problem.dtype, 8192, 2, 64);
+    TESSERA_ASSIGN_OR_RETURN(auto attention, Attention::Create(comm, *spec, slow));
+    std::vector<std::byte> output(data.size());
+    CpuStream stream;
+    TESSERA_RETURN_IF_ERROR(
+        attention->Forward(view, view, view, TensorView::Dense(output.data(), problem.dtype, 8192, 2, 64),
+                           TensorView::Dense(lse_data.data(), DType::kFloat32, 8192, 2, 1), {}, stream));
+    return stream.Synchronize();
+  });
+  EXPECT_FALSE(status.ok());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(8)) << status;
+}
+
 }  // namespace
 }  // namespace tessera
