@@ -77,14 +77,14 @@ class Ring {
       most = std::max(most, rows);
       ++blocks[p.inner > 0 ? 0 : 1];
     }
+    // One size for both levels: a block's gradients need slots with the rows of its keys.
+    const int64_t rows = std::max(inner_rows, outer_rows);
     for (int level = 0; level < 2; ++level) {
-      const int64_t rows = level == 0 ? inner_rows : outer_rows;
       for (int i = 0; i < std::min(2, blocks[level]); ++i) {
         slots_[level].push_back(AddSlots(KeyValueSlots(context_.spec, shard_.kv_heads, rows), builder_));
       }
     }
-    if (context_.spec.pass == Pass::kBackward)
-      AllocateGradientSlots(std::max(inner_rows, outer_rows), blocks[0] + blocks[1]);
+    if (context_.spec.pass == Pass::kBackward) AllocateGradientSlots(rows, blocks[0] + blocks[1]);
   }
 
   // Gradients on their way to owners, and gradients of own rows as they arrive.

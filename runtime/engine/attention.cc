@@ -150,7 +150,8 @@ Attention::~Attention() {
 StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const PlanSpec& spec,
                                                        const AttentionOptions& options) {
   TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec.problem), "problem"));
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec), "plan"));
+  // Whether there is a backward pass is part of what all ranks must do alike.
+  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec) + (options.backward ? 1 : 0), "plan"));
   // From here on every rank sees the same spec, so these checks give the same answer everywhere.
   TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
   if (comm.size() != spec.mesh.size()) {
@@ -178,7 +179,6 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
     TESSERA_RETURN_IF_ERROR(PrepareProgram(state->forward, comm.rank()));
     return options.backward ? PrepareProgram(*state->backward, comm.rank()) : absl::OkStatus();
   }();
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, options.backward ? 1 : 0, "use of the backward pass"));
   TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to execute the plan"));
   for (ReadyPass* pass : {&state->forward, state->backward.get()}) {
     if (pass == nullptr) continue;

@@ -238,6 +238,7 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   Execution run(*this, slots, vectors, trace);
   const auto loop = [&]() -> Status {
     auto next_health = Clock::now();
+    comms_.world->ReportProgress(run.Progress());
     auto checked_at = Clock::now();
     while (!run.Finished()) {
       const auto now = Clock::now();

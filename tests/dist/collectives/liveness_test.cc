@@ -212,7 +212,7 @@ TEST_F(LivenessTest, AFinishedRankThatMustStillBeatIsMissed) {
   ranks_[2]->Report({RankState::kComputing, 4});
   Pass(6s);
   EXPECT_NE(Message(0).find("rank 1 has not been heard from for"), std::string::npos) << Message(0);
-  EXPECT_NE(Message(2).find("rank 1 has not been heard from for"), std::string::npos) << Message(2);
+  EXPECT_EQ(Message(2).rfind("rank 1 has", 0), 0u) << Message(2);
 }
 
 TEST_F(LivenessTest, ARankThatWasStoppedItselfAccusesNobody) {

@@ -177,7 +177,8 @@ TEST(Faults, AKilledOrFrozenRankIsNamedWithItsStepAndNobodyHangs) {
   for (const auto kind : {InprocFault::Kind::kKill, InprocFault::Kind::kFreeze}) {
     InprocOptions options;
     options.deadline = std::chrono::milliseconds(2000);
-    options.faults = {{kind, 2, 5}};  // three agreements at creation, then two messages of the ring
+    options.faults = {{kind, 2, 10}};  // three agreements at creation, then messages up to the first forward
+    options.longest_delay = std::chrono::milliseconds(400);  // long enough for heartbeats to tell the step
     auto generator = GeneratorFor("engine/faults");
     Problem problem = SmallProblem();
     problem.mask = Mask::Full(64, 64).value();
