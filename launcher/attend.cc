@@ -37,6 +37,8 @@ StatusOr<Prepared> Prepare(const Flags& flags) {
   prepared.input = std::make_unique<FileInput>(std::move(file));
   TESSERA_ASSIGN_OR_RETURN(prepared.problem, prepared.input->ShapeOfProblem());
   TESSERA_RETURN_IF_ERROR(CompleteProblem(flags.problem, prepared.problem));
+  TESSERA_RETURN_IF_ERROR(CheckDistinct({{"--input", flags.input}, {"--mask", DocumentsFile(flags.problem.mask)}},
+                                        {{"--output", flags.output}, {"--trace", flags.trace}}));
   if (!flags.output.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.output));
   if (!flags.trace.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.trace));
   return prepared;
@@ -80,7 +82,6 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   const std::vector<int64_t> rows = SampleRows(problem.query_tokens, flags.verify_rows);
   std::optional<Truth> truth;
   Status status;
-  world.ReportProgress({RankState::kComputing, -1});
   if (context.root() && !rows.empty()) {
     progress.Say(absl::StrCat("recomputing ", rows.size(), " rows in fp64"));
     StatusOr<Truth> computed = ComputeTruth(problem, *prepared->input, rows, options.kernel, UsableCores());

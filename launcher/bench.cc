@@ -1,13 +1,13 @@
 // tessera bench scaling: one problem on 1, 2, ... P ranks inside one job, every result checked.
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <optional>
 
 #include "launcher/agreement.h"
 #include "launcher/command.h"
 #include "launcher/host.h"
+#include "launcher/output_file.h"
 #include "launcher/problem_flags.h"
 #include "launcher/progress.h"
 #include "launcher/record.h"
@@ -44,20 +44,13 @@ StatusOr<std::vector<int>> RankCounts(const Flags& flags, int ranks) {
   return counts;
 }
 
-// Rows of the table and lines of the record file; exists on rank 0.
+// Rows of the table and lines of the record file; filled on rank 0.
 class Report {
  public:
   explicit Report(int ranks)
       : table_({"ranks", "strategy", "seconds", "TFLOP/s", "speed-up", "efficiency", "bytes counted", "predicted",
                 "peak memory", "slots", "overlap", "rel error", "(plain)", "kernel", "check"}),
         last_(ranks) {}
-
-  Status Open(const std::string& path) {
-    if (path.empty()) return absl::OkStatus();
-    json_.open(path);
-    if (json_.is_open()) return absl::OkStatus();
-    return absl::PermissionDeniedError(absl::StrCat("cannot write ", path));
-  }
 
   void Add(const BenchSample& sample, const PlanSpec& spec) {
     const RunReport& report = sample.report;
@@ -73,31 +66,42 @@ class Report {
                 FormatBytes(static_cast<double>(report.slot_bytes)), absl::StrFormat("%.0f%%", 100 * report.overlap),
                 checked ? FormatError(sample.verdict.errors.relative) : "-",
                 checked ? FormatError(sample.plain.relative) : "-", report.kernel, Describe(sample.verdict)});
-    if (json_.is_open()) json_ << ToJsonLine(sample, spec) << "\n" << std::flush;
+    records_ += ToJsonLine(sample, spec) + "\n";
   }
 
   void AddRefusal(int ranks, const Candidate& candidate) {
     refusals_ += absl::StrCat("  ", ranks, " ranks: ", std::string(candidate.spec.status().message()), "\n");
   }
 
-  Status Print() {
+  // An existing file is replaced only now, when there is something to replace it with.
+  Status WriteRecords(const std::string& path) const {
+    return path.empty() ? absl::OkStatus() : WriteAside(path, records_);
+  }
+
+  void Print() const {
     std::fputs(table_.ToString().c_str(), stdout);
     if (!refusals_.empty()) std::printf("not run:\n%s", refusals_.c_str());
     if (last_ > UsableCores()) {
       std::printf("%d ranks share %d cores: speed-up beyond %d is not to be expected.\n", last_, UsableCores(),
                   UsableCores());
     }
-    if (json_.is_open() && !json_.good()) return absl::ResourceExhaustedError("the record file could not be written");
-    return absl::OkStatus();
   }
 
  private:
   Table table_;
   std::string refusals_;
-  std::ofstream json_;
+  std::string records_;
   double one_rank_seconds_ = 0;
   int last_ = 1;
 };
+
+// Whether the records could be written, asked before anything is measured.
+Status CheckRecordFile(const Flags& flags) {
+  if (flags.json.empty()) return absl::OkStatus();
+  TESSERA_RETURN_IF_ERROR(
+      CheckDistinct({{"--mask", DocumentsFile(flags.problem.mask)}}, {{"--json", flags.json}}));
+  return SafetensorsWriter::CheckWritable(flags.json);
+}
 
 // Everything the runs of one job have in common.
 struct Bench {
@@ -149,8 +153,8 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, problem.status(), "checking the problem"));
   const StatusOr<std::vector<int>> rank_counts = RankCounts(flags, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, rank_counts.status(), "checking the rank counts"));
-  TESSERA_RETURN_IF_ERROR(
-      AgreeOnStatus(world, context.root() ? report.Open(flags.json) : absl::OkStatus(), "opening the record file"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, context.root() ? CheckRecordFile(flags) : absl::OkStatus(),
+                                        "checking the record file"));
 
   Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows),
               {},    {}};
@@ -160,7 +164,6 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
                                                             : DefaultThreads(context.place.local_ranks);
   bench.options.repeats = flags.repeats;
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(*problem, bench.options.kernel), "choosing a kernel"));
-  world.ReportProgress({RankState::kComputing, -1});
   Status status;
   if (context.root() && !bench.rows.empty()) {
     progress.Say(absl::StrCat("recomputing ", bench.rows.size(), " rows in fp64"));
@@ -182,8 +185,12 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   }
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> passed,
                            AllGatherValue(world, bench.passed && bench.any ? 1 : 0, "agreeing on the result"));
-  TESSERA_RETURN_IF_ERROR(
-      AgreeOnStatus(world, context.root() ? report.Print() : absl::OkStatus(), "writing the report"));
+  if (context.root()) {
+    report.Print();
+    status = bench.any ? report.WriteRecords(flags.json)
+                       : absl::FailedPreconditionError("no strategy could serve any of the rank counts");
+  }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "writing the record file"));
   return passed[0] != 0;
 }
 
@@ -205,7 +212,7 @@ void AddBenchCommand(CLI::App& app, Selection& selection) {
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
   command->add_option("--seed", flags->seed, "seed of the generated tensors")->capture_default_str();
-  command->add_option("--json", flags->json, "file to write one JSON record per row to");
+  command->add_option("--json", flags->json, "file to write one JSON record per row to; it is replaced when all rows are measured");
   CLI::Option* counts =
       command->add_option("--ranks", flags->rank_counts, "rank counts to run, as 1,2,8")->delimiter(',');
   command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks")->excludes(counts);

@@ -90,6 +90,8 @@ int Finish(const StatusOr<bool>& passed, bool root) {
 
 StatusOr<bool> RunOnRanks(Communicator& world, const Parsed& parsed, Context& context, int argc, char** argv) {
   context.world = &world;
+  // Between waits, which restore it, a rank of this program reads, plans, writes or prints, for as long as that takes.
+  world.ReportProgress({RankState::kComputing, -1});
   StatusOr<Environment> environment = ReadEnvironment();
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, environment.status(), "starting"));
   context.environment = *std::move(environment);

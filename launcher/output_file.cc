@@ -1,31 +1,61 @@
 #include "launcher/output_file.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
 
 #include "launcher/agreement.h"
+#include "launcher/temporary_file.h"
 #include "runtime/base/safetensors.h"
 
 namespace tessera::launcher {
 namespace {
 
-Status WriteAside(const std::string& path, const std::string& text) {
-  const std::string temporary = absl::StrCat(path, ".tmp-", getpid());
-  std::ofstream file(temporary);
-  file << text << std::flush;
-  if (file.good() && std::rename(temporary.c_str(), path.c_str()) == 0) return absl::OkStatus();
-  const Status status = absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
-  std::remove(temporary.c_str());
-  return status;
+bool SameFile(const std::string& a, const std::string& b) {
+  struct stat of_a = {}, of_b = {};
+  if (stat(a.c_str(), &of_a) == 0 && stat(b.c_str(), &of_b) == 0) {
+    return of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
+  }
+  // What does not exist yet can only be the same by name.
+  std::error_code ignored;
+  return std::filesystem::weakly_canonical(a, ignored) == std::filesystem::weakly_canonical(b, ignored);
 }
 
 }  // namespace
+
+Status CheckDistinct(const std::vector<NamedFile>& read, const std::vector<NamedFile>& written) {
+  for (size_t i = 0; i < written.size(); ++i) {
+    const NamedFile& file = written[i];
+    std::vector<NamedFile> others = read;
+    others.insert(others.end(), written.begin(), written.begin() + static_cast<std::ptrdiff_t>(i));
+    for (const NamedFile& other : others) {
+      if (file.path.empty() || other.path.empty() || !SameFile(file.path, other.path)) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat(file.flag, " ", file.path, " is the same file as ", other.flag, " ", other.path,
+                       "; allowed: different files, because a run replaces what it writes"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+Status WriteAside(const std::string& path, const std::string& text) {
+  const std::string name = absl::StrCat(path, ".tmp-", getpid());
+  TemporaryFile temporary(name);
+  std::ofstream file(name);
+  file << text << std::flush;
+  if (!file.good() || std::rename(name.c_str(), path.c_str()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot write ", path));
+  }
+  temporary.Keep();
+  return absl::OkStatus();
+}
 
 Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& result, const std::string& path) {
   const Problem& problem = spec.problem;
@@ -38,6 +68,7 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   TESSERA_ASSIGN_OR_RETURN(const std::vector<uint64_t> tokens, AllGatherValue(comm, token, "naming the output"));
   token = tokens[0];
 
+  TemporaryFile temporary(absl::StrFormat("%s.tmp-%016x", path, token));  // the name that the writer gives it
   std::optional<StatusOr<SafetensorsWriter>> writer;
   if (root) writer.emplace(SafetensorsWriter::Create(path, entries, token));
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, root ? writer->status() : absl::OkStatus(), "creating the output"));
@@ -48,7 +79,10 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   Status status = (*writer)->WriteRows("out", segments, result.output.view());
   if (status.ok()) status = (*writer)->WriteRows("lse", segments, result.lse.view());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "writing the output"));
-  return AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output");
+  TESSERA_RETURN_IF_ERROR(
+      AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output"));
+  temporary.Keep();
+  return absl::OkStatus();
 }
 
 Status WriteTrace(Communicator& comm, const Trace& trace, const std::string& path) {

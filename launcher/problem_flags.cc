@@ -97,6 +97,11 @@ StatusOr<Mask> ParseMask(const std::string& text, int64_t query_tokens, int64_t 
       absl::StrCat("mask \"", text, "\" is unknown; allowed: causal, full, window:W, documents:FILE"));
 }
 
+std::string DocumentsFile(const std::string& mask) {
+  constexpr std::string_view kPrefix = "documents:";
+  return mask.starts_with(kPrefix) ? mask.substr(kPrefix.size()) : "";
+}
+
 Status CompleteProblem(const ProblemFlags& flags, Problem& problem) {
   TESSERA_ASSIGN_OR_RETURN(problem.mask, ParseMask(flags.mask, problem.query_tokens, problem.key_tokens));
   problem.score.scale = flags.scale;

@@ -37,6 +37,8 @@ void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags);  // --kernel -
 // "causal", "full", "window:W" (each query attends its last W tokens, itself included) or "documents:FILE" (causal
 // within each document; FILE lists the boundaries as integers). InvalidArgument names the text and what is allowed.
 StatusOr<Mask> ParseMask(const std::string& text, int64_t query_tokens, int64_t key_tokens);
+// The file that a mask is read from, empty when there is none.
+std::string DocumentsFile(const std::string& mask);
 
 // The validated problem that the shape and mask flags describe.
 StatusOr<Problem> MakeProblem(const ProblemFlags& flags);

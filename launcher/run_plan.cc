@@ -51,6 +51,8 @@ StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, const LocalTe
   Status status = attention.Forward(local.query.view(), local.key.view(), local.value.view(), local.output.view(),
                                     local.lse.view(), {}, stream);
   if (status.ok()) status = stream.Synchronize();
+  // The executor ends idle; what follows may take long again.
+  if (status.ok()) comm.ReportProgress({RankState::kComputing, -1});
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "executing the plan"));
   const ExecutionStats& stats = attention.stats();
   const Sample mine{stats.seconds, stats.compute_seconds, stats.exposed_seconds, stats.traffic.bytes_received,
@@ -86,7 +88,6 @@ StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const Inpu
                             const RunOptions& options) {
   const bool peak_known = ResetPeakResident();
   const int64_t baseline = ResidentBytes();
-  comm.ReportProgress({RankState::kComputing, -1});  // reading or generating may take long
   StatusOr<LocalTensors> loaded = Load(spec, comm.rank(), input);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, loaded.status(), "loading tensors"));
   StatusOr<std::unique_ptr<Attention>> attention =

@@ -109,6 +109,25 @@ TEST_F(BadInputTest, OutputsThatCannotBeWritten) {
                 "not a regular file");
 }
 
+TEST_F(BadInputTest, FilesThatWouldOverwriteOneAnother) {
+  const std::string before = ReadText(good_);
+  std::filesystem::create_symlink(good_, Path("symbolic"));
+  std::filesystem::create_hard_link(good_, Path("hard"));
+  const std::string documents = Write("documents", "0 9");
+  const std::string attend = "attend --input " + good_ + " --verify 2 ";
+  for (const std::string& alias : {good_, Path("symbolic"), Path("hard"), Path("./good.safetensors")}) {
+    for (const std::string flag : {"--output ", "--trace "}) {
+      ExpectRefused(RunRanks(2, attend + flag + alias), kBadInput, "is the same file as --input " + good_);
+    }
+  }
+  ExpectRefused(RunRanks(2, attend + "--output " + Path("new") + " --trace " + Path("./new")), kBadInput,
+                "is the same file as --output");
+  ExpectRefused(RunRanks(2, attend + "--mask documents:" + documents + " --output " + documents), kBadInput,
+                "is the same file as --mask");
+  EXPECT_EQ(ReadText(good_), before);
+  EXPECT_EQ(ReadText(documents), "0 9");
+}
+
 TEST_F(BadInputTest, RanksStartedWithDifferentArguments) {
   const std::string program = TESSERA_TEST_PROGRAM " attend --input " + good_ + " --verify 4 --mask ";
   const Outcome outcome = RunShell(TESSERA_TEST_MPIEXEC " -n 2 " + program + "causal : -n 1 " + program + "full");

@@ -54,5 +54,38 @@ TEST_F(FailureTest, AStoppedRankEndsTheJob) {
   ExpectCleanEnd();
 }
 
+TEST_F(FailureTest, AJobThatEndsWhileWritingLeavesNoTemporary) {
+  // Little to compute and a hundred megabytes to write.
+  const std::string input = WriteQkv("in.safetensors", DType::kFloat32, {32768, 1, 1}, {32768, 1, 1}, {32768, 1, 1024});
+  for (const char* const victim : {"head", "tail"}) {
+    Write("out.safetensors", "precious");
+    const Outcome outcome = RunShell(
+        TESSERA_TEST_MPIEXEC " -n 3 " TESSERA_TEST_PROGRAM " attend --mask window:1 --strategy ring --deadline 3 --input " +
+        input + " --output " + Path("out.safetensors") + " & launcher=$!; until ls " + folder_.string() +
+        " | grep -q tmp-; do kill -0 $launcher || break; done; "
+        "kill -KILL $(tr ' ' '\n' </proc/$launcher/task/$launcher/children | sort -n | sed '/^$/d' | " +
+        victim + " -n 1); wait $launcher");
+    EXPECT_NE(outcome.exit_code, 0) << outcome.out;
+    EXPECT_EQ(ReadText(Path("out.safetensors")), "precious");
+    EXPECT_THAT(FilesInFolder(), ::testing::ElementsAre("in.safetensors", "out.safetensors")) << outcome.err;
+  }
+}
+
+// Work of one rank that takes longer than the deadline, while the others wait for it, is no failure.
+TEST_F(FailureTest, SlowLocalWorkIsNoStall) {
+  const std::string input = WriteQkv("in.safetensors", DType::kFloat32, {9, 1, 4}, {9, 1, 4}, {9, 1, 4});
+  // mpirun hands its standard input to rank 0 alone; the others find an empty list of boundaries at once.
+  const Outcome attend = RunShell("(sleep 3; echo 0 9) | " TESSERA_TEST_MPIEXEC " -n 2 " TESSERA_TEST_PROGRAM
+                                  " attend --deadline 1 --verify 2 --mask documents:/dev/stdin --input " +
+                                  input);
+  EXPECT_EQ(attend.exit_code, 3) << attend.err;
+  EXPECT_THAT(attend.err, ::testing::HasSubstr("rank 1: /dev/stdin"));
+  const Outcome plan = RunShell("(sleep 3; echo 0 9) | TESSERA_DEADLINE_SECONDS=1 " TESSERA_TEST_MPIEXEC
+                                " -n 2 " TESSERA_TEST_PROGRAM
+                                " plan --seq 9 --ranks 2 --mask documents:/dev/stdin");
+  EXPECT_EQ(plan.exit_code, 0) << plan.err;
+  EXPECT_THAT(plan.out, ::testing::HasSubstr("verified"));
+}
+
 }  // namespace
 }  // namespace tessera::launcher_test

@@ -112,6 +112,18 @@ TEST_F(GoodRunTest, BenchWritesOneRecordPerRow) {
   EXPECT_THAT(ranks, ElementsAre(1, 2, 3));
 }
 
+TEST_F(GoodRunTest, BenchReplacesRecordsOnlyWithRecords) {
+  const std::string records = Write("bench.jsonl", "precious");
+  const std::string bench = "bench scaling --seq 64 --dtype fp32 --repeat 1 --json " + records;
+  EXPECT_EQ(RunRanks(2, bench + " --kernel abacus").exit_code, 4);
+  EXPECT_EQ(RunRanks(2, bench + " --strategy grid:3x5").exit_code, 4);
+  EXPECT_EQ(RunRanks(2, bench + " --ranks 3").exit_code, 3);
+  EXPECT_EQ(ReadText(records), "precious");
+  EXPECT_EQ(RunRanks(2, bench + " --strategy ring").exit_code, 0);
+  EXPECT_THAT(ReadText(records), HasSubstr("tessera-bench-1"));
+  EXPECT_THAT(FilesInFolder(), ElementsAre("bench.jsonl"));
+}
+
 TEST_F(GoodRunTest, PlanNeedsNoRanks) {
   const Outcome small = RunAlone("plan --seq 64 --ranks 4 --strategy zigzag --timeline");
   EXPECT_EQ(small.exit_code, 0) << small.err;
