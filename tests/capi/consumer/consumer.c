@@ -32,7 +32,7 @@ int main(void) {
   tessera_attention* attention = NULL;
   if (tessera_attention_create(comm, plan, NULL, &attention) != TESSERA_OK) return failed("attention");
 
-  for (int i = 0; i < kTokens * kHeads * kWidth; ++i) query[i] = (float)i / (kHeads * kWidth);
+  for (int i = 0; i < kTokens * kHeads * kWidth; ++i) query[i] = (float)(i + 1) / (kHeads * kWidth);
   const tessera_tensor input = {.data = query, .dtype = TESSERA_FLOAT32, .shape = {kTokens, kHeads, kWidth}};
   tessera_tensor result = input;
   result.data = output;
