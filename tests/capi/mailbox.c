@@ -131,6 +131,11 @@ void mailbox_free(struct mailbox* mailbox) {
     free(mailbox->messages);
     mailbox->messages = next;
   }
+  while (mailbox->receives != NULL) { /* of tests that failed */
+    struct message* const next = mailbox->receives->next;
+    free(mailbox->receives);
+    mailbox->receives = next;
+  }
   pthread_mutex_destroy(&mailbox->mutex);
 }
 
