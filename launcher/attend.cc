@@ -68,7 +68,7 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, prepared.status(), "checking the input"));
   const Problem& problem = prepared->problem;
   const std::vector<Candidate> candidates =
-      ResolveStrategies(problem, flags.execution.strategy, world.size(), context.place.local_ranks);
+      ResolveStrategies(problem, flags.execution.strategy, world.size(), context.RanksPerNode(world.size()));
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, AnyUsable(candidates), "choosing a strategy"));
 
   RunOptions options;

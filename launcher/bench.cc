@@ -179,7 +179,7 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   for (const int ranks : *rank_counts) {
     const bool member = world.rank() < ranks;
     TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm, world.Split(member ? 0 : -1, world.rank()));
-    if (member) status = RunRankCount(*comm, bench, context.place.local_ranks, report, progress);
+    if (member) status = RunRankCount(*comm, bench, context.RanksPerNode(ranks), report, progress);
     TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, IsAgreed(status) ? Status(status.code(), status.message()) : status,
                                           "running on fewer ranks"));
   }

@@ -14,7 +14,14 @@ struct Context {
   Environment environment;
   LaunchPlace place;
   Communicator* world = nullptr;  // null when the command runs on this process alone
+  int uniform_local_ranks = 0;    // ranks per node when it is the same on all nodes of the job, 0 otherwise
 
+  // What plans for the first `ranks` ranks may assume, the same on every rank; 0 = unknown, or all on one node.
+  int RanksPerNode(int ranks) const {
+    return uniform_local_ranks > 0 && uniform_local_ranks < ranks && ranks % uniform_local_ranks == 0
+               ? uniform_local_ranks
+               : 0;
+  }
   bool root() const { return world == nullptr || world->rank() == 0; }
 };
 

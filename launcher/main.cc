@@ -99,6 +99,9 @@ StatusOr<bool> RunOnRanks(Communicator& world, const Parsed& parsed, Context& co
   TESSERA_RETURN_IF_ERROR(
       AgreeOnStatus(world, AgreeOnHash(world, DigestOf(argc, argv), "the command line"), "comparing arguments"));
   if (parsed.exit) return true;
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<int> local,
+                           AllGatherValue(world, context.place.local_ranks, "comparing nodes"));
+  if (std::ranges::count(local, local[0]) == world.size()) context.uniform_local_ranks = local[0];
   if (parsed.selection.needs_ranks) return parsed.selection.action(context);
   // A command for one process under mpirun: rank 0 runs it, the others learn how it went.
   context.world = nullptr;

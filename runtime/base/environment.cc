@@ -40,6 +40,24 @@ int FirstCount(std::initializer_list<std::string_view> names, int otherwise) {
   return otherwise;
 }
 
+// The entry of `node` in a list such as "4(x2),3": two nodes of four tasks and one of three.
+int SlurmTasksOfNode(std::string_view list, int node, int otherwise) {
+  while (!list.empty()) {
+    const size_t comma = list.find(',');
+    std::string_view group = list.substr(0, comma);
+    list = comma == std::string_view::npos ? "" : list.substr(comma + 1);
+    int nodes = 1, tasks = 0;
+    if (const size_t times = group.find("(x"); times != std::string_view::npos && group.ends_with(')')) {
+      if (!absl::SimpleAtoi(std::string(group.substr(times + 2, group.size() - times - 3)), &nodes)) return otherwise;
+      group = group.substr(0, times);
+    }
+    if (!absl::SimpleAtoi(std::string(group), &tasks)) return otherwise;
+    if (node < nodes) return tasks;
+    node -= nodes;
+  }
+  return otherwise;
+}
+
 }  // namespace
 
 std::span<const EnvironmentVariable> EnvironmentVariables() {
@@ -87,9 +105,12 @@ std::vector<std::string> UnknownVariables() {
 LaunchPlace ReadLaunchPlace() {
   LaunchPlace place;
   place.rank = FirstCount({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}, 0);
-  place.ranks = std::max(1, FirstCount({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}, 1));
+  // SLURM_NTASKS is set in a batch script too, where there is one process; SLURM_STEP_NUM_TASKS comes from srun.
+  place.ranks = std::max(1, FirstCount({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}, 1));
+  const int slurm_local = SlurmTasksOfNode(Value("SLURM_STEP_TASKS_PER_NODE").value_or(""),
+                                           FirstCount({"SLURM_NODEID"}, 0), place.ranks);
   place.local_ranks =
-      std::max(1, FirstCount({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}, place.ranks));
+      std::clamp(FirstCount({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, slurm_local), 1, place.ranks);
   return place;
 }
 

@@ -143,6 +143,31 @@ TEST_F(GoodRunTest, DoctorListsKernelsAndVariables) {
   EXPECT_THAT(run.out, HasSubstr("TESSERA_DEADLINE_SECONDS"));
 }
 
+TEST_F(GoodRunTest, RanksAreThoseThatWereStarted) {
+  const std::string none = "env -u SLURM_STEP_NUM_TASKS -u SLURM_STEP_TASKS_PER_NODE ";
+  EXPECT_THAT(RunShell(none + "SLURM_NTASKS=8 SLURM_PROCID=0 " TESSERA_TEST_PROGRAM " doctor").out,
+              HasSubstr("1, 1 of them on this node"));
+  const Outcome uneven = RunShell(TESSERA_TEST_MPIEXEC " -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
+                                                       " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
+                                                       "--repeat 1 : -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=1 "
+                                                       TESSERA_TEST_PROGRAM
+                                                       " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
+                                                       "--repeat 1");
+  EXPECT_EQ(uneven.exit_code, 0) << uneven.out << uneven.err;
+  const std::string attend = " attend --strategy auto --verify 4 --input " +
+                             WriteQkv("in.safetensors", DType::kFloat32, {64, 2, 8}, {64, 2, 8}, {64, 2, 8});
+  const Outcome automatic =
+      RunShell(TESSERA_TEST_MPIEXEC " -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM + attend +
+               " : -n 1 env OMPI_COMM_WORLD_LOCAL_SIZE=1 " TESSERA_TEST_PROGRAM + attend);
+  EXPECT_EQ(automatic.exit_code, 0) << automatic.out << automatic.err;
+  // One rank more than a node holds, and fewer: neither may refuse.
+  const Outcome fewer = RunShell(TESSERA_TEST_MPIEXEC
+                                 " -n 4 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
+                                 " bench scaling --seq 96 --dtype fp32 --strategy double-ring --repeat 1 --ranks 1,3,4");
+  EXPECT_EQ(fewer.exit_code, 0) << fewer.out << fewer.err;
+  EXPECT_THAT(fewer.out, Not(HasSubstr("do not fill nodes")));
+}
+
 TEST_F(GoodRunTest, HelpHasExamplesAndExitCodes) {
   EXPECT_THAT(RunAlone("--help").out, HasSubstr("Exit codes: 0 done and correct"));
   for (const char* command : {"attend", "bench scaling", "plan", "doctor"}) {
