@@ -90,7 +90,6 @@ StatusOr<std::shared_ptr<Transport>> MpiTransport::Make(int parent, const MpiOpt
       .rank = transport->rank_,
       .size = transport->size_,
       .deadline = options.deadline,
-
       .finished_ranks_beat = true,
       .host = host,
       .pid = static_cast<int32_t>(getpid()),
