@@ -177,7 +177,8 @@ bool Liveness::JudgeGoneOrFailed() {
 bool Liveness::JudgeSilence(TimePoint now) {
   int quietest = -1;
   for (int r = 0; r < options_.size; ++r) {
-    if (r == rank() || table_[r].state == RankState::kFinished || now - heard_at_[r] <= stall_after()) continue;
+    const bool excused = table_[r].state == RankState::kFinished && !options_.finished_ranks_beat;
+    if (r == rank() || excused || now - heard_at_[r] <= stall_after()) continue;
     if (quietest < 0 || heard_at_[r] < heard_at_[quietest]) quietest = r;
   }
   if (quietest < 0) return false;

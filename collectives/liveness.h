@@ -42,6 +42,8 @@ struct LivenessOptions {
   int size = 1;
   // Half of this is the longest silence of a peer; all of it the longest standstill while nobody computes.
   std::chrono::milliseconds deadline{30000};
+  // Whether a rank that has finished goes on beating until all have: then its silence is a stall like any other.
+  bool finished_ranks_beat = false;
   uint64_t host = 0;
   int32_t pid = 0;
   // True when the rank can be seen to be dead, without waiting for silence. May be empty.

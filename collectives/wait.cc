@@ -57,7 +57,8 @@ Status Wait(Communicator& comm, Request& request, std::string_view what) {
   // Most waits of an overlapped plan find their request done; they leave no trace in the heartbeat.
   if (const StatusOr<bool> done = request.Test(); done.ok() && *done) return absl::OkStatus();
   const RankProgress before = comm.progress();
-  comm.ReportProgress({RankState::kWaiting, before.step});
+  // A rank that has failed stays failed to its peers, whatever it does to wind up.
+  if (before.state != RankState::kFailed) comm.ReportProgress({RankState::kWaiting, before.step});
   const Status status = Poll(comm, request, what);
   comm.ReportProgress(before);
   return status;

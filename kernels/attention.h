@@ -6,6 +6,7 @@
 // given, so ring steps need no separate merge.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -43,9 +44,15 @@ struct AttendArgs {
   int group = 1;  // query heads per key/value head in the whole problem
   ScoreArgs score;
   int threads = 1;  // OpenMP threads this call may use
+  // When this turns true the call ends soon with CANCELLED and outputs are undefined; may be null.
+  const std::atomic<bool>* cancelled = nullptr;
 };
 
 struct AttendBackwardArgs;  // kernels/attention_backward.h
+
+inline bool IsSet(const std::atomic<bool>* flag) {
+  return flag != nullptr && flag->load(std::memory_order_relaxed);
+}
 
 // What an implementation is asked about before it is chosen.
 struct AttentionTraits {

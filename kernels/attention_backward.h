@@ -32,6 +32,7 @@ struct AttendBackwardArgs {
   int group = 1;
   ScoreArgs score;
   int threads = 1;
+  const std::atomic<bool>* cancelled = nullptr;  // as in AttendArgs
 };
 
 // delta[row, head] = sum_d output[row, head, d] * output_gradient[row, head, d], fp32. All views have equal rows and

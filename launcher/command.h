@@ -38,6 +38,7 @@ struct Selection {
 void AddAttendCommand(CLI::App& app, Selection& selection);
 void AddBenchCommand(CLI::App& app, Selection& selection);
 void AddPlanCommand(CLI::App& app, Selection& selection);
+void AddBalanceCommand(CLI::App& app, Selection& selection);
 void AddDoctorCommand(CLI::App& app, Selection& selection);
 
 }  // namespace tessera::launcher

@@ -33,6 +33,7 @@ Parsed ParseCommandLine(int argc, char** argv) {
   AddAttendCommand(app, parsed.selection);
   AddBenchCommand(app, parsed.selection);
   AddPlanCommand(app, parsed.selection);
+  AddBalanceCommand(app, parsed.selection);
   AddDoctorCommand(app, parsed.selection);
   try {
     app.parse(argc, argv);

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "partition/cost_band_index.h"
+#include "partition/cost_shares.h"
 
 namespace tessera {
 namespace {
@@ -17,9 +18,10 @@ class Counter {
   RankCost Count() {
     cost_.slot_bytes = program_.SlotBytes();
     for (const Step& step : program_.steps) {
+      cost_.pairs += PairsOf(mask_, step.body);
       std::visit([this](const auto& body) { Add(body); }, step.body);
     }
-    cost_.flops = 2 * cost_.pairs * (spec_.problem.qk_width + spec_.problem.v_width);
+    cost_.flops = cost_.pairs * FlopsPerPair(spec_);
     return cost_;
   }
 
@@ -50,13 +52,9 @@ class Counter {
       messages += peer_bytes > 0;
     }
   }
-  void Add(const AttendStep& attend) {
-    for (const Tile& tile : attend.tiles) cost_.pairs += mask_.Area(tile.queries, tile.keys) * attend.heads.size();
-  }
-  // Clear, merge and finish move no bytes between ranks, and their arithmetic is not attention's.
-  void Add(const ClearStep&) {}
-  void Add(const MergeStep&) {}
-  void Add(const FinishStep&) {}
+  // Compute steps move no bytes between ranks; PairsOf counts their attention, and other arithmetic is not attention's.
+  template <typename Compute>
+  void Add(const Compute&) {}
 
   const PlanSpec& spec_;
   const BandIndex& mask_;

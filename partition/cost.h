@@ -14,7 +14,7 @@ struct RankCost {
   int64_t bytes_received = 0;
   int64_t messages_sent = 0;  // point-to-point sends, and one per peer with bytes in an exchange
   int64_t messages_received = 0;
-  double flops = 0;        // 2 * attended pairs * (qk_width + v_width), forward
+  double flops = 0;        // 2 * attended pairs * (qk_width + v_width); backward 2 * pairs * (3 qk_width + 2 v_width)
   double pairs = 0;        // attended (query, key, head) triples
   int64_t slot_bytes = 0;  // memory the executor allocates
   friend bool operator==(const RankCost&, const RankCost&) = default;
@@ -30,7 +30,8 @@ PlanCost CountPlan(const Plan& plan);
 
 // Total bytes received over all ranks, from the problem, mesh and layouts alone (no steps): the closed form.
 // ring, double ring, all-gather: every key/value row once per other sequence rank that attends it; head exchange: every
-// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. See
+// row-head once per head rank that is not its owner; tree: queries down and fp32 partials up. Backward, what attends
+// includes output gradient, log-sum-exp and delta, and fp32 gradients of keys and values go back as the rows came. See
 // docs/communication.md.
 int64_t PredictedBytes(const PlanSpec& spec);
 

@@ -41,9 +41,9 @@ void AppendShifted(const Segment& segment, Range within, int64_t low, int64_t hi
 
 }  // namespace
 
-BandIndex::BandIndex(const Mask& mask) {
+BandIndex::BandIndex(std::span<const Band> bands) {
   const auto build = [&](Axis& axis, auto range_of) {
-    axis.bands.assign(mask.bands().begin(), mask.bands().end());
+    axis.bands.assign(bands.begin(), bands.end());
     std::stable_sort(axis.bands.begin(), axis.bands.end(),
                      [&](const Band& a, const Band& b) { return range_of(a).begin < range_of(b).begin; });
     int64_t reach = 0;
@@ -82,6 +82,12 @@ void BandIndex::AppendQueriesOf(const Segment& keys, std::vector<Range>* queries
   VisitBands(by_key_, Hull(keys), kKeysOf, [&](const Band& band) {
     AppendShifted(keys, band.keys, -band.max_offset, -band.min_offset, band.queries, queries);
   });
+}
+
+std::vector<Band> Transposed(std::span<const Band> bands) {
+  std::vector<Band> transposed;
+  for (const Band& band : bands) transposed.push_back({band.keys, band.queries, -band.max_offset, -band.min_offset});
+  return transposed;
 }
 
 IntervalSet UnionOf(std::vector<Range> ranges) {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <span>
 #include <vector>
 
 #include "partition/interval_set.h"
@@ -13,7 +13,8 @@ namespace tessera {
 
 class BandIndex {
  public:
-  explicit BandIndex(const Mask& mask);
+  explicit BandIndex(const Mask& mask) : BandIndex(mask.bands()) {}
+  explicit BandIndex(std::span<const Band> bands);
 
   // Attended pairs of `queries` x `keys`; equals Mask::Area.
   double Area(const Segment& queries, const Segment& keys) const;
@@ -33,6 +34,9 @@ class BandIndex {
   Axis by_query_;
   Axis by_key_;
 };
+
+// The same pairs with queries and keys exchanged.
+std::vector<Band> Transposed(std::span<const Band> bands);
 
 // Union of ranges in any order.
 IntervalSet UnionOf(std::vector<Range> ranges);

@@ -7,7 +7,8 @@
 namespace tessera {
 namespace {
 
-// Head exchange: every rank of a head group gathers its heads of the other members' rows, and returns their results.
+// Head exchange: every rank of a head group gathers its heads of the other members' rows, and returns their results, in
+// the backward pass also its share of the gradients of keys and values.
 int64_t HeadExchangeBytes(const PlanSpec& spec, const Shares& shares) {
   const Mesh& mesh = spec.mesh;
   if (mesh.head_ranks == 1) return 0;
@@ -19,17 +20,19 @@ int64_t HeadExchangeBytes(const PlanSpec& spec, const Shares& shares) {
     for (int h = 0; h < mesh.head_ranks; ++h) {
       if (h == mesh.head_of(rank)) continue;
       bytes += spec.query_layout.rows(rank) * shares.query_heads(h) * (shares.query_bytes() + shares.result_bytes()) +
-               spec.key_layout.RowsOf(rank, keys).size() * shares.kv_heads(h) * shares.kv_bytes();
+               spec.key_layout.RowsOf(rank, keys).size() * shares.kv_heads(h) *
+                   (shares.kv_bytes() + shares.kv_gradient_bytes());
     }
   }
   return bytes;
 }
 
-// Ring and all-gather: every attended key/value row once per sequence rank that does not own it.
+// Ring and all-gather: every attended key/value row once per sequence rank that does not own it, and backward as many
+// rows of gradients.
 int64_t KeyValueBytes(const PlanSpec& spec, const Shares& shares) {
   int64_t rows = 0;
   for (int s = 0; s < spec.mesh.sequence_ranks(); ++s) rows += shares.ForeignKeyRows(s);
-  return rows * shares.total_kv_heads() * shares.kv_bytes();
+  return rows * shares.total_kv_heads() * (shares.kv_bytes() + shares.kv_gradient_bytes());
 }
 
 // Tree: on the edge above a member, the root's query rows that the member's subtree attends go down and come back as

@@ -4,6 +4,23 @@
 
 namespace tessera {
 
+double FlopsPerPair(const PlanSpec& spec) {
+  const double qk = spec.problem.qk_width, v = spec.problem.v_width;
+  // S and O; backward S, dQ, dK of the query's width and dP, dV of the value's.
+  return spec.pass == Pass::kForward ? 2 * (qk + v) : 2 * (3 * qk + 2 * v);
+}
+
+double PairsOf(const BandIndex& mask, const StepBody& body) {
+  const auto count = [&](const auto& attend) {
+    double pairs = 0;
+    for (const Tile& tile : attend.tiles) pairs += mask.Area(tile.queries, tile.keys);
+    return pairs * attend.heads.size();
+  };
+  if (const auto* attend = std::get_if<AttendStep>(&body)) return count(*attend);
+  if (const auto* attend = std::get_if<AttendBackwardStep>(&body)) return count(*attend);
+  return 0;
+}
+
 Shares::Shares(const PlanSpec& spec)
     : spec_(spec), mask_(spec.problem.mask), element_bytes_(static_cast<int64_t>(SizeInBytes(spec.problem.dtype))) {
   const Problem& problem = spec.problem;

@@ -10,6 +10,11 @@
 
 namespace tessera {
 
+// Floating point operations of one attended (query, key, head) triple: two per multiply-add of each matrix product.
+double FlopsPerPair(const PlanSpec& spec);
+// Attended triples of a step, without those its tiles mask out; 0 for steps that attend nothing.
+double PairsOf(const BandIndex& mask, const StepBody& body);
+
 class Shares {
  public:
   explicit Shares(const PlanSpec& spec);
@@ -20,12 +25,23 @@ class Shares {
   int64_t total_query_heads() const;  // over head ranks
   int64_t total_kv_heads() const;     // over head ranks; more than the problem's when a group is split
 
-  // Bytes of one query row-head on the way in and of its result on the way out, one key/value row-head, and one
-  // row-head of a partial.
-  int64_t query_bytes() const { return spec_.problem.qk_width * element_bytes_; }
-  int64_t result_bytes() const { return spec_.problem.v_width * element_bytes_ + kFloatBytes; }
+  // Bytes of one row-head. Query side: what attending needs of it (backward also output gradient, log-sum-exp, delta),
+  // its result (the query gradient) and a partial of that.
+  int64_t query_bytes() const {
+    const int64_t query = spec_.problem.qk_width * element_bytes_;
+    return backward() ? query + spec_.problem.v_width * element_bytes_ + 2 * kFloatBytes : query;
+  }
+  int64_t result_bytes() const {
+    return backward() ? spec_.problem.qk_width * element_bytes_ : spec_.problem.v_width * element_bytes_ + kFloatBytes;
+  }
+  int64_t partial_bytes() const {
+    return (backward() ? spec_.problem.qk_width : spec_.problem.v_width + 1) * kFloatBytes;
+  }
+  // Key side: key and value on the way to who attends them, and the partial gradients that come back.
   int64_t kv_bytes() const { return (spec_.problem.qk_width + spec_.problem.v_width) * element_bytes_; }
-  int64_t partial_bytes() const { return (spec_.problem.v_width + 1) * kFloatBytes; }
+  int64_t kv_gradient_bytes() const {
+    return backward() ? (spec_.problem.qk_width + spec_.problem.v_width) * kFloatBytes : 0;
+  }
 
   // Of sequence rank s: its query rows, the keys they attend, and how many of those other sequence ranks own.
   int64_t QueryRows(int s) const;
@@ -39,6 +55,7 @@ class Shares {
 
  private:
   static constexpr int64_t kFloatBytes = 4;
+  bool backward() const { return spec_.pass == Pass::kBackward; }
   int64_t RowsIn(const Layout& layout, int s, const IntervalSet& tokens) const;
 
   const PlanSpec& spec_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <queue>
 
@@ -56,36 +57,59 @@ Layout Layout::Striped(int64_t tokens, int ranks) {
   return layout;
 }
 
-Layout Layout::Balanced(const Mask& mask, int64_t tokens, int ranks, int chunks_per_rank) {
-  Layout layout;
-  layout.tokens_ = tokens;
-  layout.segments_.resize(ranks);
-  const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(tokens, int64_t{ranks} * chunks_per_rank));
-  int64_t key_end = 0;
-  for (const Band& band : mask.bands()) key_end = std::max(key_end, band.keys.end);
-  std::vector<double> area(chunks);
-  for (int64_t i = 0; i < chunks; ++i) {
-    const Range chunk = Chunk(tokens, chunks, i);
-    area[i] = mask.Area({chunk.begin, chunk.size(), 1}, {0, key_end, 1});
-  }
-  // Longest processing time first, with at most ceil(chunks / ranks) chunks a rank so that memory stays even as well.
+namespace {
+
+struct Deal {
+  std::vector<std::vector<int64_t>> chunks;  // per rank, ascending
+  double most = 0;                           // area of the fullest rank
+};
+
+// Longest processing time first, with at most ceil(chunks / ranks) chunks a rank so that memory stays even as well.
+Deal DealChunks(const std::vector<double>& area, int ranks) {
+  const auto chunks = static_cast<int64_t>(area.size());
   std::vector<int64_t> order(chunks);
   std::iota(order.begin(), order.end(), int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return area[a] > area[b]; });
-  const int64_t most = (chunks + ranks - 1) / ranks;
+  const int64_t limit = (chunks + ranks - 1) / ranks;
   using Load = std::pair<double, int>;
   std::priority_queue<Load, std::vector<Load>, std::greater<>> loads;
   for (int r = 0; r < ranks; ++r) loads.push({0.0, r});
-  std::vector<std::vector<int64_t>> owned(ranks);
+  Deal deal{std::vector<std::vector<int64_t>>(ranks)};
   for (int64_t chunk : order) {
     const auto [load, rank] = loads.top();
     loads.pop();
-    owned[rank].push_back(chunk);
-    if (static_cast<int64_t>(owned[rank].size()) < most) loads.push({load + area[chunk], rank});
+    deal.chunks[rank].push_back(chunk);
+    deal.most = std::max(deal.most, load + area[chunk]);
+    if (static_cast<int64_t>(deal.chunks[rank].size()) < limit) loads.push({load + area[chunk], rank});
   }
-  for (int r = 0; r < ranks; ++r) {
-    std::sort(owned[r].begin(), owned[r].end());
-    for (int64_t chunk : owned[r]) Append(layout.segments_[r], Chunk(tokens, chunks, chunk));
+  for (auto& owned : deal.chunks) std::sort(owned.begin(), owned.end());
+  return deal;
+}
+
+}  // namespace
+
+Layout Layout::Balanced(const Mask& mask, int64_t tokens, int ranks, int most_chunks_per_rank, double tolerance) {
+  const double fair = mask.Area() / ranks;
+  int64_t key_end = 0;
+  for (const Band& band : mask.bands()) key_end = std::max(key_end, band.keys.end);
+  Layout layout;
+  layout.tokens_ = tokens;
+  double best = std::numeric_limits<double>::infinity();
+  // Fewer chunks mean longer runs of tokens and less traffic, so the first count that is even enough wins.
+  for (int64_t per_rank = 1; per_rank <= most_chunks_per_rank && best > tolerance * fair; per_rank *= 2) {
+    const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(tokens, int64_t{ranks} * per_rank));
+    std::vector<double> area(chunks);
+    for (int64_t i = 0; i < chunks; ++i) {
+      const Range chunk = Chunk(tokens, chunks, i);
+      area[i] = mask.Area({chunk.begin, chunk.size(), 1}, {0, key_end, 1});
+    }
+    const Deal deal = DealChunks(area, ranks);
+    if (deal.most >= best) continue;
+    best = deal.most;
+    layout.segments_.assign(ranks, {});
+    for (int r = 0; r < ranks; ++r) {
+      for (int64_t chunk : deal.chunks[r]) Append(layout.segments_[r], Chunk(tokens, chunks, chunk));
+    }
   }
   return layout;
 }

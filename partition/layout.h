@@ -26,8 +26,10 @@ class Layout {
   static Layout Zigzag(int64_t tokens, int ranks);
   // Rank r owns tokens r, r + P, r + 2P, ...
   static Layout Striped(int64_t tokens, int ranks);
-  // Cuts the query axis into `chunks_per_rank * ranks` chunks and deals them so that the mask area per rank is even.
-  static Layout Balanced(const Mask& mask, int64_t tokens, int ranks, int chunks_per_rank = 8);
+  // Cuts the query axis into 1, 2, 4, ... chunks per rank, until dealing them out gives no rank more than `tolerance`
+  // times the mean mask area (or the best of up to `most_chunks_per_rank`).
+  static Layout Balanced(const Mask& mask, int64_t tokens, int ranks, int most_chunks_per_rank = 64,
+                         double tolerance = 1.05);
   // Any assignment. InvalidArgument unless every token of [0, tokens) is owned exactly once.
   static StatusOr<Layout> FromSegments(int64_t tokens, std::vector<std::vector<Segment>> segments);
 

@@ -13,21 +13,36 @@ std::string Mesh::ToString() const {
 }
 
 std::string_view Name(SlotContent content) {
-  constexpr std::array<std::string_view, 8> names = {"query",       "key",    "value",      "partial_output",
-                                                     "partial_lse", "result", "result_lse", "staging"};
+  constexpr std::array<std::string_view, 16> names = {"query",
+                                                      "key",
+                                                      "value",
+                                                      "partial_output",
+                                                      "partial_lse",
+                                                      "result",
+                                                      "result_lse",
+                                                      "staging",
+                                                      "output_gradient",
+                                                      "delta",
+                                                      "partial_query_gradient",
+                                                      "partial_key_gradient",
+                                                      "partial_value_gradient",
+                                                      "query_gradient",
+                                                      "key_gradient",
+                                                      "value_gradient"};
   return names[static_cast<size_t>(content)];
 }
 
 std::string_view KindName(const StepBody& body) {
-  constexpr std::array<std::string_view, 7> names = {"send",  "receive", "exchange", "attend",
-                                                     "clear", "merge",   "finish"};
+  constexpr std::array<std::string_view, 12> names = {"send",  "receive", "exchange", "attend",          "clear",
+                                                      "merge", "finish",  "delta",    "attend_backward", "zero",
+                                                      "add",   "round"};
   static_assert(std::variant_size_v<StepBody> == names.size());
   return names[body.index()];
 }
 
 bool IsCompute(const StepBody& body) {
-  return std::holds_alternative<AttendStep>(body) || std::holds_alternative<ClearStep>(body) ||
-         std::holds_alternative<MergeStep>(body) || std::holds_alternative<FinishStep>(body);
+  return !std::holds_alternative<SendStep>(body) && !std::holds_alternative<ReceiveStep>(body) &&
+         !std::holds_alternative<ExchangeStep>(body);
 }
 
 int64_t RankProgram::SlotBytes() const {
@@ -89,7 +104,7 @@ uint64_t Hash(const Problem& problem) {
 
 uint64_t Hash(const PlanSpec& spec) {
   Digest digest;
-  digest.Add(kPlannerVersion).Add(Hash(spec.problem));
+  digest.Add(kPlannerVersion).Add(spec.pass).Add(Hash(spec.problem));
   digest.Add(spec.mesh.head_ranks).Add(spec.mesh.inner_ranks).Add(spec.mesh.outer_ranks);
   digest.Add(spec.method).Add(spec.strategy).Add(spec.query_layout).Add(spec.key_layout);
   return digest.Value();

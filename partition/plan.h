@@ -17,8 +17,26 @@
 
 namespace tessera {
 
-// What a slot holds. kPartialOutput/kPartialLse are fp32 accumulators (the monoid element), kResult/kResultLse rounded.
-enum class SlotContent : uint8_t { kQuery, kKey, kValue, kPartialOutput, kPartialLse, kResult, kResultLse, kStaging };
+// What a slot holds. kPartial* are fp32 accumulators: (O, LSE) is the monoid element of docs/numerics.md, gradients are
+// plain sums. kResult, kResultLse and the k*Gradient without Partial are what the caller sees, rounded once.
+enum class SlotContent : uint8_t {
+  kQuery,
+  kKey,
+  kValue,
+  kPartialOutput,
+  kPartialLse,
+  kResult,
+  kResultLse,
+  kStaging,
+  kOutputGradient,
+  kDelta,  // sum over the width of output * output gradient, fp32: see kernels/attention_backward.h
+  kPartialQueryGradient,
+  kPartialKeyGradient,
+  kPartialValueGradient,
+  kQueryGradient,
+  kKeyGradient,
+  kValueGradient
+};
 std::string_view Name(SlotContent content);
 
 // A dense buffer [rows, heads, width] of one rank. External slots are the caller's tensors and cost no memory; kStaging
@@ -124,7 +142,58 @@ struct FinishStep {
   friend bool operator==(const FinishStep&, const FinishStep&) = default;
 };
 
-using StepBody = std::variant<SendStep, ReceiveStep, ExchangeStep, AttendStep, ClearStep, MergeStep, FinishStep>;
+// The steps of the backward pass.
+
+// delta = row sums of output * output_gradient, for all rows and heads of the slots.
+struct DeltaStep {
+  SlotId output = kNone;
+  SlotId output_gradient = kNone;
+  SlotId delta = kNone;
+  friend bool operator==(const DeltaStep&, const DeltaStep&) = default;
+};
+
+// Adds the gradients of query rows against key/value rows to three fp32 slots. The slots of output_gradient, lse, delta
+// and query_gradient have the rows of the query slot, those of key_gradient and value_gradient the rows of the key
+// slot.
+struct AttendBackwardStep {
+  SlotId query = kNone;
+  SlotId key = kNone;
+  SlotId value = kNone;
+  SlotId output_gradient = kNone;
+  SlotId lse = kNone;
+  SlotId delta = kNone;
+  SlotId query_gradient = kNone;
+  SlotId key_gradient = kNone;
+  SlotId value_gradient = kNone;
+  HeadRange heads;  // query heads
+  std::vector<Tile> tiles;
+  friend bool operator==(const AttendBackwardStep&, const AttendBackwardStep&) = default;
+};
+
+// Sets rows of a gradient slot to zero.
+struct ZeroStep {
+  SlotId slot = kNone;
+  Range rows;
+  friend bool operator==(const ZeroStep&, const ZeroStep&) = default;
+};
+
+// destination += source for runs of rows and all heads of the source, which the destination has too (and maybe more).
+struct AddStep {
+  SlotId source = kNone;
+  SlotId destination = kNone;
+  std::vector<MergeRows> rows;
+  friend bool operator==(const AddStep&, const AddStep&) = default;
+};
+
+// Rounds an fp32 gradient slot (all rows and heads) to the caller's dtype.
+struct RoundStep {
+  SlotId source = kNone;
+  SlotId destination = kNone;
+  friend bool operator==(const RoundStep&, const RoundStep&) = default;
+};
+
+using StepBody = std::variant<SendStep, ReceiveStep, ExchangeStep, AttendStep, ClearStep, MergeStep, FinishStep,
+                              DeltaStep, AttendBackwardStep, ZeroStep, AddStep, RoundStep>;
 
 // A step may start when its dependencies are complete. Compute steps (attend, clear, merge, finish) of a rank run one
 // at a time in program order; exchanges start in program order; sends and receives may overlap anything.
@@ -136,8 +205,22 @@ struct Step {
 std::string_view KindName(const StepBody& body);
 bool IsCompute(const StepBody& body);
 
-// Slots 0..4 of every program are the caller's tensors, in this order.
-enum ExternalSlot : SlotId { kQuerySlot = 0, kKeySlot, kValueSlot, kResultSlot, kResultLseSlot, kExternalSlots };
+// The first slots of every program are the caller's tensors, in this order. The forward pass has five; the backward
+// pass reads what the forward pass wrote and has four more.
+enum ExternalSlot : SlotId {
+  kQuerySlot = 0,
+  kKeySlot,
+  kValueSlot,
+  kResultSlot,
+  kResultLseSlot,
+  kExternalSlots,
+  kOutputGradientSlot = kExternalSlots,
+  kQueryGradientSlot,
+  kKeyGradientSlot,
+  kValueGradientSlot,
+  kBackwardExternalSlots,
+  kOwnDeltaSlot = kBackwardExternalSlots  // the first internal slot of a backward program: delta of the rank's own rows
+};
 
 struct RankProgram {
   int rank = 0;
@@ -151,8 +234,11 @@ struct RankProgram {
 // How K/V or partial results meet on the sequence axis.
 enum class SequenceMethod : uint8_t { kRing, kAllGather, kTree };
 
+enum class Pass : uint8_t { kForward, kBackward };
+
 // The few numbers that determine a plan completely.
 struct PlanSpec {
+  Pass pass = Pass::kForward;
   Problem problem;
   Mesh mesh;
   SequenceMethod method = SequenceMethod::kRing;

@@ -154,6 +154,27 @@ StepBody ReadBody(const Reader& json) {
     return FinishStep{json["partial_output"].Int(), json["partial_lse"].Int(), json["result"].Int(),
                       json["result_lse"].Int()};
   }
+  if (kind == "delta") {
+    return DeltaStep{json["output"].Int(), json["output_gradient"].Int(), json["delta"].Int()};
+  }
+  if (kind == "attend_backward") {
+    return AttendBackwardStep{json["query"].Int(),
+                              json["key"].Int(),
+                              json["value"].Int(),
+                              json["output_gradient"].Int(),
+                              json["lse"].Int(),
+                              json["delta"].Int(),
+                              json["query_gradient"].Int(),
+                              json["key_gradient"].Int(),
+                              json["value_gradient"].Int(),
+                              ReadHeads(json["heads"]),
+                              json["tiles"].List<Tile>(ReadTile)};
+  }
+  if (kind == "zero") return ZeroStep{json["slot"].Int(), ReadRange(json["rows"])};
+  if (kind == "add") {
+    return AddStep{json["source"].Int(), json["destination"].Int(), json["rows"].List<MergeRows>(ReadMergeRows)};
+  }
+  if (kind == "round") return RoundStep{json["source"].Int(), json["destination"].Int()};
   json["kind"].Fail(absl::StrCat("is '", kind, "', which is not known"));
   return {};
 }
@@ -165,7 +186,7 @@ Step ReadStep(const Reader& json) {
 }
 
 Slot ReadSlot(const Reader& json) {
-  std::array<std::string_view, static_cast<size_t>(SlotContent::kStaging) + 1> contents;
+  std::array<std::string_view, static_cast<size_t>(SlotContent::kValueGradient) + 1> contents;
   for (size_t i = 0; i < contents.size(); ++i) contents[i] = Name(static_cast<SlotContent>(i));
   return {static_cast<SlotContent>(json["content"].Choice(contents)),
           json["external"].Bool(),
@@ -228,6 +249,7 @@ StatusOr<Plan> PlanFromJson(std::string_view text) {
   }
   Plan plan;
   PlanSpec& spec = plan.spec;
+  spec.pass = static_cast<Pass>(json["pass"].Choice(plan_json::kPasses));
   spec.strategy = json["strategy"].String();
   spec.method = static_cast<SequenceMethod>(json["method"].Choice(plan_json::kMethods));
   const Reader mesh = json["mesh"];

@@ -12,6 +12,7 @@ namespace tessera::plan_json {
 
 inline constexpr std::string_view kSchema = "tessera-plan-1";
 // By the enumerators' values.
+inline constexpr std::array<std::string_view, 2> kPasses = {"forward", "backward"};
 inline constexpr std::array<std::string_view, 3> kMethods = {"ring", "allgather", "tree"};
 
 // The mask that has exactly these bands, as Mask::bands() of some mask gave them; InvalidArgument when no slices and

@@ -19,6 +19,7 @@ struct PlanOptions {
   std::string strategy = "auto";
   int ranks = 1;
   int ranks_per_node = 0;  // for double-ring without :NODES; 0 = unknown
+  Pass pass = Pass::kForward;
 };
 
 // The names `auto` and "all" range over, for `ranks` ranks, in a fixed order.

@@ -35,19 +35,6 @@ struct PlannerContext {
   std::vector<bool> needs_;  // reader x owner; thousands of ranks ask for every pair
 };
 
-// One rank's view of its shard: where q, k, v and the partial live, and which heads it serves.
-struct Shard {
-  int sequence_rank = 0;
-  int head_rank = 0;
-  HeadRange query_heads;
-  HeadRange kv_heads;
-  SlotId query = kNone;
-  SlotId key = kNone;
-  SlotId value = kNone;
-  SlotId partial_output = kNone;
-  SlotId partial_lse = kNone;
-};
-
 // Consecutive rows of a slot that hold a segment of tokens.
 struct Piece {
   int64_t row = 0;
@@ -60,22 +47,4 @@ std::vector<Piece> Packed(std::span<const Segment> shard, const IntervalSet& row
 // Appends a tile for every pair of pieces that the mask does not separate.
 void AppendTiles(const MaskIndex& index, std::span<const Piece> queries, std::span<const Piece> keys,
                  std::vector<Tile>& tiles);
-// Attends `tiles`, if there are any, into the shard's partial.
-void EmitAttend(const Shard& shard, SlotId key, SlotId value, std::vector<Tile> tiles, ProgramBuilder& builder);
-
-// A collective exchange, with staging slots where the parts are not in place; staging is shared by nothing else.
-void EmitExchange(int group, int rank, std::vector<ExchangePart> sends, std::vector<ExchangePart> receives,
-                  ProgramBuilder& builder);
-
-Slot KeySlotOf(const Problem& problem, HeadRange kv_heads, int64_t rows);
-Slot ValueSlotOf(const Problem& problem, HeadRange kv_heads, int64_t rows);
-Slot QuerySlotOf(const Problem& problem, HeadRange heads, int64_t rows);
-Slot PartialOutputSlotOf(const Problem& problem, HeadRange heads, int64_t rows);
-Slot PartialLseSlotOf(HeadRange heads, int64_t rows);
-
-// The methods of the sequence axis: fold all keys into the shard's partial slots.
-void EmitRing(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder);
-void EmitAllGather(const PlannerContext& context, const Shard& shard, int group, ProgramBuilder& builder);
-void EmitTree(const PlannerContext& context, const Shard& shard, ProgramBuilder& builder);
-
 }  // namespace tessera

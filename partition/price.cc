@@ -4,6 +4,7 @@
 #include <queue>
 
 #include "partition/cost.h"
+#include "partition/cost_shares.h"
 #include "partition/price_links.h"
 #include "partition/verify_internal.h"
 
@@ -33,9 +34,11 @@ class Simulation {
 
   Price Run() {
     Connect();
+    std::vector<int64_t> first;  // collected before any arrives, because arrivals free others
     for (int64_t step = 0; step < index_.size(); ++step) {
-      if (waiting_[step] == 0) Arrive(step);
+      if (waiting_[step] == 0) first.push_back(step);
     }
+    for (const int64_t step : first) Arrive(step);
     int done = 0;
     for (; !queue_.empty(); ++done) {
       const int meeting = queue_.top().second;
@@ -116,13 +119,7 @@ class Simulation {
     }
   }
   double ComputeSeconds(const StepBody& body) const {
-    double pairs = 0;
-    if (const auto* attend = std::get_if<AttendStep>(&body)) {
-      for (const Tile& tile : attend->tiles) pairs += mask_.Area(tile.queries, tile.keys) * attend->heads.size();
-    }
-    const Problem& problem = plan_.spec.problem;
-    return machine_.step_overhead_seconds +
-           2 * pairs * (problem.qk_width + problem.v_width) / machine_.flops_per_second;
+    return machine_.step_overhead_seconds + PairsOf(mask_, body) * FlopsPerPair(plan_.spec) / machine_.flops_per_second;
   }
   double PartsSeconds(int rank, const std::vector<ExchangePart>& parts) const {
     double seconds = 0;

@@ -25,6 +25,15 @@ std::string Text(const std::vector<ExchangePart>& parts) {
   return text.empty() ? "nothing" : text;
 }
 
+std::string Text(const std::vector<MergeRows>& rows) {
+  std::string text = " rows";
+  for (const MergeRows& run : rows) {
+    absl::StrAppend(&text, " ", Text(Range{run.source_row, run.source_row + run.count}), "->",
+                    Text(Range{run.destination_row, run.destination_row + run.count}));
+  }
+  return text;
+}
+
 std::string Details(const SendStep& send) {
   return absl::StrCat("to ", send.peer, " tag ", send.tag, " ", Text(send.region));
 }
@@ -35,7 +44,11 @@ std::string Details(const ExchangeStep& exchange) {
   return absl::StrCat("in group ", exchange.group, " sends {", Text(exchange.sends), "} receives {",
                       Text(exchange.receives), "}");
 }
-std::string Details(const AttendStep& attend) {
+template <typename Attend>
+requires requires(const Attend& attend) {
+  attend.tiles;
+}
+std::string Details(const Attend& attend) {
   std::string text;
   for (const Tile& tile : attend.tiles) absl::StrAppend(&text, "q", Text(tile.queries), " k", Text(tile.keys), " ");
   return absl::StrCat(text, "heads ", Text(attend.heads));
@@ -44,17 +57,24 @@ std::string Details(const ClearStep& clear) {
   return absl::StrCat("slots ", clear.partial_output, ",", clear.partial_lse, " rows ", Text(clear.rows));
 }
 std::string Details(const MergeStep& merge) {
-  std::string text = absl::StrCat("slots ", merge.source_output, ",", merge.source_lse, " into ", merge.output, ",",
-                                  merge.lse, " rows");
-  for (const MergeRows& run : merge.rows) {
-    absl::StrAppend(&text, " ", Text(Range{run.source_row, run.source_row + run.count}), "->",
-                    Text(Range{run.destination_row, run.destination_row + run.count}));
-  }
-  return text;
+  return absl::StrCat("slots ", merge.source_output, ",", merge.source_lse, " into ", merge.output, ",", merge.lse,
+                      Text(merge.rows));
 }
 std::string Details(const FinishStep& finish) {
   return absl::StrCat("slots ", finish.partial_output, ",", finish.partial_lse, " into ", finish.result, ",",
                       finish.result_lse);
+}
+std::string Details(const DeltaStep& delta) {
+  return absl::StrCat("slots ", delta.output, ",", delta.output_gradient, " into ", delta.delta);
+}
+std::string Details(const ZeroStep& zero) {
+  return absl::StrCat("slot ", zero.slot, " rows ", Text(zero.rows));
+}
+std::string Details(const AddStep& add) {
+  return absl::StrCat("slot ", add.source, " into ", add.destination, Text(add.rows));
+}
+std::string Details(const RoundStep& round) {
+  return absl::StrCat("slot ", round.source, " into ", round.destination);
 }
 
 const char* Name(SequenceMethod method) {
@@ -72,8 +92,8 @@ const char* Name(SequenceMethod method) {
 }  // namespace
 
 std::string ToString(const PlanSpec& spec) {
-  return absl::StrCat(spec.strategy, " (", Name(spec.method), " on ", spec.mesh.ToString(), ") of ",
-                      spec.problem.ToString());
+  return absl::StrCat(spec.strategy, spec.pass == Pass::kBackward ? " backward" : "", " (", Name(spec.method), " on ",
+                      spec.mesh.ToString(), ") of ", spec.problem.ToString());
 }
 
 std::string ToString(const RankProgram& program, StepId step) {

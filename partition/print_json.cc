@@ -44,41 +44,72 @@ Json Encode(const ExchangeStep& exchange) {
           {"send_staging", exchange.send_staging},
           {"receive_staging", exchange.receive_staging}};
 }
-Json Encode(const AttendStep& attend) {
-  Json tiles = Json::array();
-  for (const Tile& tile : attend.tiles) {
-    tiles.push_back({{"query_row", tile.query_row},
-                     {"queries", Encode(tile.queries)},
-                     {"key_row", tile.key_row},
-                     {"keys", Encode(tile.keys)}});
+Json Encode(const std::vector<Tile>& tiles) {
+  Json list = Json::array();
+  for (const Tile& tile : tiles) {
+    list.push_back({{"query_row", tile.query_row},
+                    {"queries", Encode(tile.queries)},
+                    {"key_row", tile.key_row},
+                    {"keys", Encode(tile.keys)}});
   }
+  return list;
+}
+Json Encode(const std::vector<MergeRows>& rows) {
+  Json list = Json::array();
+  for (const MergeRows& run : rows) {
+    list.push_back({{"source_row", run.source_row}, {"destination_row", run.destination_row}, {"count", run.count}});
+  }
+  return list;
+}
+Json Encode(const AttendStep& attend) {
   return {{"query", attend.query},
           {"key", attend.key},
           {"value", attend.value},
           {"partial_output", attend.partial_output},
           {"partial_lse", attend.partial_lse},
           {"heads", Encode(attend.heads)},
-          {"tiles", std::move(tiles)}};
+          {"tiles", Encode(attend.tiles)}};
 }
 Json Encode(const ClearStep& clear) {
   return {{"partial_output", clear.partial_output}, {"partial_lse", clear.partial_lse}, {"rows", Encode(clear.rows)}};
 }
 Json Encode(const MergeStep& merge) {
-  Json rows = Json::array();
-  for (const MergeRows& run : merge.rows) {
-    rows.push_back({{"source_row", run.source_row}, {"destination_row", run.destination_row}, {"count", run.count}});
-  }
   return {{"source_output", merge.source_output},
           {"source_lse", merge.source_lse},
           {"output", merge.output},
           {"lse", merge.lse},
-          {"rows", std::move(rows)}};
+          {"rows", Encode(merge.rows)}};
 }
 Json Encode(const FinishStep& finish) {
   return {{"partial_output", finish.partial_output},
           {"partial_lse", finish.partial_lse},
           {"result", finish.result},
           {"result_lse", finish.result_lse}};
+}
+Json Encode(const DeltaStep& delta) {
+  return {{"output", delta.output}, {"output_gradient", delta.output_gradient}, {"delta", delta.delta}};
+}
+Json Encode(const AttendBackwardStep& attend) {
+  return {{"query", attend.query},
+          {"key", attend.key},
+          {"value", attend.value},
+          {"output_gradient", attend.output_gradient},
+          {"lse", attend.lse},
+          {"delta", attend.delta},
+          {"query_gradient", attend.query_gradient},
+          {"key_gradient", attend.key_gradient},
+          {"value_gradient", attend.value_gradient},
+          {"heads", Encode(attend.heads)},
+          {"tiles", Encode(attend.tiles)}};
+}
+Json Encode(const ZeroStep& zero) {
+  return {{"slot", zero.slot}, {"rows", Encode(zero.rows)}};
+}
+Json Encode(const AddStep& add) {
+  return {{"source", add.source}, {"destination", add.destination}, {"rows", Encode(add.rows)}};
+}
+Json Encode(const RoundStep& round) {
+  return {{"source", round.source}, {"destination", round.destination}};
 }
 Json Encode(const Step& step) {
   Json json{{"kind", std::string(KindName(step.body))}};
@@ -140,6 +171,7 @@ std::string ToJson(const Plan& plan) {
   Json programs = Json::array();
   for (const RankProgram& program : plan.programs) programs.push_back(Encode(program));
   const Json json{{"schema", std::string(plan_json::kSchema)},
+                  {"pass", std::string(plan_json::kPasses[static_cast<size_t>(spec.pass)])},
                   {"strategy", spec.strategy},
                   {"method", std::string(plan_json::kMethods[static_cast<size_t>(spec.method)])},
                   {"mesh",

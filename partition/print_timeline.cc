@@ -23,6 +23,11 @@ Mark MarkOf(const StepBody& body) {
   if (std::holds_alternative<AttendStep>(body)) return {'A', {true, false, false}};
   if (std::holds_alternative<MergeStep>(body)) return {'M', {true, false, false}};
   if (std::holds_alternative<ClearStep>(body)) return {'c', {true, false, false}};
+  if (std::holds_alternative<DeltaStep>(body)) return {'D', {true, false, false}};
+  if (std::holds_alternative<AttendBackwardStep>(body)) return {'B', {true, false, false}};
+  if (std::holds_alternative<ZeroStep>(body)) return {'z', {true, false, false}};
+  if (std::holds_alternative<AddStep>(body)) return {'+', {true, false, false}};
+  if (std::holds_alternative<RoundStep>(body)) return {'R', {true, false, false}};
   return {'F', {true, false, false}};
 }
 
@@ -72,7 +77,9 @@ std::string DrawTimeline(const Plan& plan, const Price& price, int columns) {
       text += absl::StrFormat("%-10s %-7s %s\n", rank, kLaneNames[lane], lanes[lane]);
     }
   }
-  text += "A attend  M merge  c clear  F finish  > send  < receive  x exchange  . idle\n";
+  text += plan.spec.pass == Pass::kForward ? "A attend  M merge  c clear  F finish"
+                                           : "B attend backward  D delta  z zero  + add  R round";
+  text += "  > send  < receive  x exchange  . idle\n";
   return text;
 }
 

@@ -22,8 +22,12 @@ Status Validate(const Problem& problem) {
     return absl::InvalidArgumentError(absl::StrCat("problem: ", field, " is ", value, "; it must be ", allowed));
   };
   constexpr int kMaxHeads = 1 << 16;
-  if (problem.query_tokens < 0) return reject("query_tokens", problem.query_tokens, "at least 0");
-  if (problem.key_tokens < 0) return reject("key_tokens", problem.key_tokens, "at least 0");
+  // Beyond this no memory holds a tensor, and below it no count of bytes or pairs overflows.
+  constexpr int64_t kMaxTokens = int64_t{1} << 32;
+  for (const auto& [field, tokens] :
+       {std::pair("query_tokens", problem.query_tokens), {"key_tokens", problem.key_tokens}}) {
+    if (tokens < 0 || tokens > kMaxTokens) return reject(field, tokens, "from 0 to 2^32");
+  }
   if (problem.query_heads < 1 || problem.query_heads > kMaxHeads) {
     return reject("query_heads", problem.query_heads, "from 1 to 65536");
   }

@@ -22,7 +22,12 @@ Range HullOfKeys(const std::vector<Tile>& tiles) {
   return hull;
 }
 
-constexpr int kTags = 1 << 20;  // messages between a pair arrive in order, so tags may repeat after this many
+// Tags lie in [0, 2^20), half for each channel. Messages of a pair and tag arrive in order, so tags may repeat.
+constexpr int kTagsPerChannel = 1 << 19;
+
+int Tag(Channel channel, int message) {
+  return static_cast<int>(channel) * kTagsPerChannel + message % kTagsPerChannel;
+}
 
 }  // namespace
 
@@ -56,12 +61,12 @@ void ProgramBuilder::Touch(SlotId slot, Range rows, bool write, std::vector<Step
   if (write || !program_.slots[slot].external) earlier.push_back({self, rows, write});
 }
 
-StepId ProgramBuilder::Send(int peer, const Region& region) {
-  return Add(SendStep{peer, sent_[peer]++ % kTags, region});
+StepId ProgramBuilder::Send(int peer, const Region& region, Channel channel) {
+  return Add(SendStep{peer, Tag(channel, sent_[{peer, channel}]++), region});
 }
 
-StepId ProgramBuilder::Receive(int peer, const Region& region) {
-  return Add(ReceiveStep{peer, received_[peer]++ % kTags, region});
+StepId ProgramBuilder::Receive(int peer, const Region& region, Channel channel) {
+  return Add(ReceiveStep{peer, Tag(channel, received_[{peer, channel}]++), region});
 }
 
 StepId ProgramBuilder::Add(StepBody body) {
@@ -104,6 +109,30 @@ StepId ProgramBuilder::Add(StepBody body) {
                    Touch(s.partial_lse, all_rows(s.partial_lse), false, after);
                    Touch(s.result, all_rows(s.result), true, after);
                    Touch(s.result_lse, all_rows(s.result_lse), true, after);
+                 },
+                 [&](const DeltaStep& s) {
+                   Touch(s.output, all_rows(s.output), false, after);
+                   Touch(s.output_gradient, all_rows(s.output_gradient), false, after);
+                   Touch(s.delta, all_rows(s.delta), true, after);
+                 },
+                 [&](const AttendBackwardStep& s) {
+                   const Range queries = HullOfQueries(s.tiles);
+                   const Range keys = HullOfKeys(s.tiles);
+                   for (SlotId slot : {s.query, s.output_gradient, s.lse, s.delta}) Touch(slot, queries, false, after);
+                   for (SlotId slot : {s.key, s.value}) Touch(slot, keys, false, after);
+                   Touch(s.query_gradient, queries, true, after);
+                   for (SlotId slot : {s.key_gradient, s.value_gradient}) Touch(slot, keys, true, after);
+                 },
+                 [&](const ZeroStep& s) { Touch(s.slot, s.rows, true, after); },
+                 [&](const AddStep& s) {
+                   for (const MergeRows& r : s.rows) {
+                     Touch(s.source, {r.source_row, r.source_row + r.count}, false, after);
+                     Touch(s.destination, {r.destination_row, r.destination_row + r.count}, true, after);
+                   }
+                 },
+                 [&](const RoundStep& s) {
+                   Touch(s.source, all_rows(s.source), false, after);
+                   Touch(s.destination, all_rows(s.destination), true, after);
                  },
              },
              body);

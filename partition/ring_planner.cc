@@ -4,12 +4,15 @@
 // the rank that held them one hop earlier: (n, l - 1) within a node, (n - 1, l) between nodes. Rows which that rank
 // does not attend itself are fetched from their owner instead, so no rank ever receives a row it does not use.
 //
+// In the backward pass the key and value gradients of a visiting block go from the reader to the owner in fp32, and the
+// owner adds them in the order of positions: always the same sum.
+//
 // Why this cannot deadlock under rendezvous: a receive at position T waits for a slot whose block was received two
 // blocks earlier and whose forwards are received at positions at most one later (within a node) or by the next node's
 // first position (between nodes, which has slots of its own). Every wait leads to a smaller position.
 #include <array>
 
-#include "partition/planner_context.h"
+#include "partition/shard.h"
 
 namespace tessera {
 namespace {
@@ -34,7 +37,9 @@ class Ring {
       if (held) ForwardBlock(block, owner, position);
       if (t + 1 < context_.sequence_ranks) SendFromOwner(At(t + 1));
       if (held) AttendBlock(block, owner);
+      if (t > 1) CollectGradients(At(t - 1));
     }
+    if (context_.sequence_ranks > 1) CollectGradients(At(context_.sequence_ranks - 1));
   }
 
  private:
@@ -42,10 +47,6 @@ class Ring {
   struct Block {
     IntervalSet rows;
     bool packed = true;
-    SlotId key = kNone;
-    SlotId value = kNone;
-  };
-  struct SlotPair {
     SlotId key = kNone;
     SlotId value = kNone;
   };
@@ -76,13 +77,30 @@ class Ring {
       most = std::max(most, rows);
       ++blocks[p.inner > 0 ? 0 : 1];
     }
-    const Problem& problem = context_.spec.problem;
+    // One size for both levels: a block's gradients need slots with the rows of its keys.
+    const int64_t rows = std::max(inner_rows, outer_rows);
     for (int level = 0; level < 2; ++level) {
-      const int64_t rows = level == 0 ? inner_rows : outer_rows;
       for (int i = 0; i < std::min(2, blocks[level]); ++i) {
-        slots_[level].push_back({builder_.AddSlot(KeySlotOf(problem, shard_.kv_heads, rows)),
-                                 builder_.AddSlot(ValueSlotOf(problem, shard_.kv_heads, rows))});
+        slots_[level].push_back(AddSlots(KeyValueSlots(context_.spec, shard_.kv_heads, rows), builder_));
       }
+    }
+    if (context_.spec.pass == Pass::kBackward) AllocateGradientSlots(rows, blocks[0] + blocks[1]);
+  }
+
+  // Gradients on their way to owners, and gradients of own rows as they arrive.
+  void AllocateGradientSlots(int64_t rows, int blocks) {
+    for (int i = 0; i < std::min(2, blocks); ++i) {
+      leaving_.push_back(AddSlots(KeyValueGradientSlots(context_.spec, shard_.kv_heads, rows), builder_));
+    }
+    int64_t most = 0;
+    int readers = 0;
+    for (int s = 0; s < context_.sequence_ranks; ++s) {
+      if (s == shard_.sequence_rank || !context_.Needs(s, shard_.sequence_rank)) continue;
+      most = std::max(most, context_.NeededRows(s, shard_.sequence_rank).size());
+      ++readers;
+    }
+    for (int i = 0; i < std::min(2, readers); ++i) {
+      arriving_.push_back(AddSlots(KeyValueGradientSlots(context_.spec, shard_.kv_heads, most), builder_));
     }
   }
 
@@ -109,9 +127,9 @@ class Ring {
   Block ReceiveBlock(int owner, Position position) {
     Block block{context_.NeededRows(shard_.sequence_rank, owner)};
     const int level = position.inner > 0 ? 0 : 1;
-    const SlotPair& slots = slots_[level][received_[level]++ % slots_[level].size()];
-    block.key = slots.key;
-    block.value = slots.value;
+    const std::vector<SlotId>& slots = slots_[level][received_[level]++ % slots_[level].size()];
+    block.key = slots[0];
+    block.value = slots[1];
     const int predecessor = Predecessor(shard_.sequence_rank, position);
     if (predecessor == owner) {
       ReceiveRows(block, block.rows, owner);
@@ -151,14 +169,44 @@ class Ring {
     std::vector<Tile> tiles;
     AppendTiles(context_.index, InPlace(queries, query_rows), block.packed ? Packed(keys, rows) : InPlace(keys, rows),
                 tiles);
-    EmitAttend(shard_, block.key, block.value, std::move(tiles), builder_);
+    const Pass pass = context_.spec.pass;
+    if (pass == Pass::kForward || !block.packed) {
+      EmitAttend(pass, shard_, block.key, block.value, shard_.key_gradient, shard_.value_gradient, std::move(tiles),
+                 builder_);
+      return;
+    }
+    // The gradients of a visiting block go straight to its owner, packed like the block.
+    const std::vector<SlotId>& gradients = leaving_[left_++ % leaving_.size()];
+    const Range all{0, rows.size()};
+    EmitClear(pass, gradients, all, builder_);
+    EmitAttend(pass, shard_, block.key, block.value, gradients[0], gradients[1], std::move(tiles), builder_);
+    for (SlotId slot : gradients) builder_.Send(WorldRank(owner), {slot, all, shard_.kv_heads}, Channel::kPartial);
+  }
+
+  // Adds the gradients of own rows from the reader that visits this rank at `p`. Emitted one position late, so that
+  // this rank attends its next block while the reader finishes.
+  void CollectGradients(Position p) {
+    if (context_.spec.pass == Pass::kForward) return;
+    const int reader = ReaderAt(shard_.sequence_rank, p);
+    if (!context_.Needs(reader, shard_.sequence_rank)) return;
+    const IntervalSet rows = context_.NeededRows(reader, shard_.sequence_rank);
+    const std::vector<SlotId>& slots = arriving_[arrived_++ % arriving_.size()];
+    for (SlotId slot : slots) {
+      builder_.Receive(WorldRank(reader), {slot, {0, rows.size()}, shard_.kv_heads}, Channel::kPartial);
+    }
+    std::vector<MergeRows> runs;
+    for (const Range& r : rows.ranges()) runs.push_back({rows.CountBefore(r.begin), r.begin, r.size()});
+    EmitCombine(Pass::kBackward, slots, {shard_.key_gradient, shard_.value_gradient}, std::move(runs), builder_);
   }
 
   const PlannerContext& context_;
   const Shard& shard_;
   ProgramBuilder& builder_;
   const Mesh& mesh_;
-  std::array<std::vector<SlotPair>, 2> slots_;
+  std::array<std::vector<std::vector<SlotId>>, 2> slots_;  // key and value, per level
+  std::vector<std::vector<SlotId>> leaving_, arriving_;    // key and value gradients
+  size_t left_ = 0;
+  size_t arrived_ = 0;
   std::array<size_t, 2> received_ = {0, 0};
 };
 

@@ -141,8 +141,9 @@ StatusOr<Shape> ShapeOf(std::string_view name, const PlanOptions& options) {
       std::string(name)));
 }
 
-PlanSpec MakeSpec(const Problem& problem, std::string_view name, const Shape& shape) {
+PlanSpec MakeSpec(const Problem& problem, std::string_view name, const Shape& shape, Pass pass) {
   PlanSpec spec;
+  spec.pass = pass;
   spec.problem = problem;
   spec.mesh = shape.mesh;
   spec.method = shape.method;
@@ -179,7 +180,7 @@ StatusOr<PlanSpec> MakePlanSpec(const Problem& problem, const PlanOptions& optio
   }
   if (options.strategy != "auto") {
     TESSERA_ASSIGN_OR_RETURN(const Shape shape, ShapeOf(options.strategy, options));
-    return MakeSpec(problem, options.strategy, shape);
+    return MakeSpec(problem, options.strategy, shape, options.pass);
   }
   MachineModel machine;
   machine.ranks_per_node = options.ranks_per_node;
@@ -187,7 +188,7 @@ StatusOr<PlanSpec> MakePlanSpec(const Problem& problem, const PlanOptions& optio
   double best_seconds = std::numeric_limits<double>::infinity();
   for (const std::string& name : StrategyNames(options.ranks)) {
     TESSERA_ASSIGN_OR_RETURN(const Shape shape, ShapeOf(name, options));
-    PlanSpec spec = MakeSpec(problem, name, shape);
+    PlanSpec spec = MakeSpec(problem, name, shape, options.pass);
     const double seconds = EstimateSeconds(spec, machine);
     if (seconds >= best_seconds) continue;
     best_seconds = seconds;

@@ -2,12 +2,15 @@
 // ranks whose keys they attend, fp32 partials come up and are merged. Keys never move, so it suits few queries over
 // many keys.
 //
+// Backward: the whole query side goes down, key and value gradients stay where the keys are, and fp32 query gradients
+// come up and are added.
+//
 // The merges of root j are emitted after the attends of root j + 1, so that compute goes on while partials travel. All
 // ranks use the same lag, which keeps the order of messages between any pair of ranks equal at both ends.
 #include <algorithm>
 #include <optional>
 
-#include "partition/planner_context.h"
+#include "partition/shard.h"
 
 namespace tessera {
 namespace {
@@ -41,11 +44,6 @@ class Tree {
   }
 
  private:
-  struct PartialSlots {
-    SlotId output = kNone;
-    SlotId lse = kNone;
-  };
-
   // Queries that attend keys of sequence rank `s`.
   const IntervalSet& Asking(int s) const {
     if (!asking_[s]) asking_[s] = context_.index.QueriesFor(context_.key_layout.segments(s));
@@ -99,16 +97,14 @@ class Tree {
         ++arrivals;
       }
     }
-    const Problem& problem = context_.spec.problem;
-    const auto partial = [&](int64_t rows) {
-      return PartialSlots{builder_.AddSlot(PartialOutputSlotOf(problem, shard_.query_heads, rows)),
-                          builder_.AddSlot(PartialLseSlotOf(shard_.query_heads, rows))};
-    };
+    const PlanSpec& spec = context_.spec;
     for (int i = 0; i < std::min(2, guests); ++i) {
-      guest_query_.push_back(builder_.AddSlot(QuerySlotOf(problem, shard_.query_heads, own_rows)));
-      guest_partial_.push_back(partial(own_rows));
+      guest_side_.push_back(AddSlots(QuerySideSlots(spec, shard_.query_heads, own_rows), builder_));
+      guest_partials_.push_back(AddSlots(PartialSlots(spec, shard_.query_heads, own_rows), builder_));
     }
-    for (int i = 0; i < std::min(2, arrivals); ++i) arriving_.push_back(partial(child_rows));
+    for (int i = 0; i < std::min(2, arrivals); ++i) {
+      arriving_.push_back(AddSlots(PartialSlots(spec, shard_.query_heads, child_rows), builder_));
+    }
   }
 
   int WorldRank(const TreeRole& role, int member) const {
@@ -124,23 +120,15 @@ class Tree {
     Shard& working = role.working;
     working = shard_;
     if (self != 0) {
-      const size_t buffer = guests_++ % guest_query_.size();
-      working.query = guest_query_[buffer];
-      working.partial_output = guest_partial_[buffer].output;
-      working.partial_lse = guest_partial_[buffer].lse;
+      const size_t buffer = guests_++ % guest_side_.size();
+      working.query_side = guest_side_[buffer];
+      working.partials = guest_partials_[buffer];
       const int parent = self - LowestBit(self);
-      const int64_t rows = role.subtree[self].size();
-      for (const Range& r : role.subtree[self].ranges()) {
-        const int64_t row = Stored(role, self, r.begin);
-        builder_.Receive(WorldRank(role, parent), {working.query, {row, row + r.size()}, shard_.query_heads});
-      }
-      builder_.Add(ClearStep{working.partial_output, working.partial_lse, {0, rows}});
+      ForEachRun(role, self, self, [&](const Region& region) { builder_.Receive(WorldRank(role, parent), region); });
+      EmitClear(context_.spec.pass, working.partials, {0, role.subtree[self].size()}, builder_);
     }
     for (int child : Children(role)) {
-      for (const Range& r : role.subtree[child].ranges()) {
-        const int64_t row = Stored(role, self, r.begin);
-        builder_.Send(WorldRank(role, child), {working.query, {row, row + r.size()}, shard_.query_heads});
-      }
+      ForEachRun(role, self, child, [&](const Region& region) { builder_.Send(WorldRank(role, child), region); });
     }
     const auto queries = context_.query_layout.segments(root);
     const IntervalSet& rows = role.subtree[self];
@@ -149,35 +137,47 @@ class Tree {
     std::vector<Tile> tiles;
     AppendTiles(context_.index, self == 0 ? InPlace(queries, rows) : Packed(queries, rows), InPlace(keys, key_rows),
                 tiles);
-    EmitAttend(working, shard_.key, shard_.value, std::move(tiles), builder_);
+    EmitAttend(context_.spec.pass, working, shard_.key, shard_.value, shard_.key_gradient, shard_.value_gradient,
+               std::move(tiles), builder_);
+  }
+
+  // The rows that travel to member `child`, as regions of the query-side slots of member `self`.
+  template <typename Visit>
+  void ForEachRun(const TreeRole& role, int self, int child, Visit visit) const {
+    for (SlotId slot : role.working.query_side) {
+      for (const Range& r : role.subtree[child].ranges()) {
+        const int64_t row = Stored(role, self, r.begin);
+        visit(Region{slot, {row, row + r.size()}, shard_.query_heads});
+      }
+    }
   }
 
   void Ascend(const TreeRole& role) {
     const Shard& working = role.working;
     for (int child : Children(role)) {
-      const PartialSlots& arriving = arriving_[arrivals_++ % arriving_.size()];
-      const int64_t rows = role.subtree[child].size();
-      builder_.Receive(WorldRank(role, child), {arriving.output, {0, rows}, shard_.query_heads});
-      builder_.Receive(WorldRank(role, child), {arriving.lse, {0, rows}, shard_.query_heads});
-      MergeStep merge{arriving.output, arriving.lse, working.partial_output, working.partial_lse, {}};
+      const std::vector<SlotId>& arriving = arriving_[arrivals_++ % arriving_.size()];
+      const Range rows{0, role.subtree[child].size()};
+      for (SlotId slot : arriving)
+        builder_.Receive(WorldRank(role, child), {slot, rows, shard_.query_heads}, Channel::kPartial);
+      std::vector<MergeRows> runs;
       for (const Range& r : role.subtree[child].ranges()) {
-        merge.rows.push_back({Stored(role, child, r.begin), Stored(role, role.self, r.begin), r.size()});
+        runs.push_back({Stored(role, child, r.begin), Stored(role, role.self, r.begin), r.size()});
       }
-      builder_.Add(std::move(merge));
+      EmitCombine(context_.spec.pass, arriving, working.partials, std::move(runs), builder_);
     }
     if (role.self == 0) return;
     const int parent = role.self - LowestBit(role.self);
-    const int64_t rows = role.subtree[role.self].size();
-    builder_.Send(WorldRank(role, parent), {working.partial_output, {0, rows}, shard_.query_heads});
-    builder_.Send(WorldRank(role, parent), {working.partial_lse, {0, rows}, shard_.query_heads});
+    const Range rows{0, role.subtree[role.self].size()};
+    for (SlotId slot : working.partials) {
+      builder_.Send(WorldRank(role, parent), {slot, rows, shard_.query_heads}, Channel::kPartial);
+    }
   }
 
   const PlannerContext& context_;
   const Shard& shard_;
   ProgramBuilder& builder_;
   mutable std::vector<std::optional<IntervalSet>> asking_;  // cache of Asking()
-  std::vector<SlotId> guest_query_;
-  std::vector<PartialSlots> guest_partial_, arriving_;
+  std::vector<std::vector<SlotId>> guest_side_, guest_partials_, arriving_;
   size_t guests_ = 0;
   size_t arrivals_ = 0;
 };

@@ -37,6 +37,29 @@ int64_t BytesOf(const RankProgram& program, const Region& region) {
   return region.rows.size() * region.heads.size() * slot.width * slot.element_bytes;
 }
 
+std::span<const SlotContent> ExternalContentsOf(Pass pass) {
+  static constexpr SlotContent kContents[] = {
+      SlotContent::kQuery,         SlotContent::kKey,         SlotContent::kValue,
+      SlotContent::kResult,        SlotContent::kResultLse,   SlotContent::kOutputGradient,
+      SlotContent::kQueryGradient, SlotContent::kKeyGradient, SlotContent::kValueGradient};
+  static_assert(std::size(kContents) == kBackwardExternalSlots);
+  return std::span(kContents).first(ExternalSlotsOf(pass));
+}
+
+bool IsOnKeySide(SlotContent content) {
+  switch (content) {
+    case SlotContent::kKey:
+    case SlotContent::kValue:
+    case SlotContent::kPartialKeyGradient:
+    case SlotContent::kPartialValueGradient:
+    case SlotContent::kKeyGradient:
+    case SlotContent::kValueGradient:
+      return true;
+    default:
+      return false;
+  }
+}
+
 HeadRange KeyHeadsOf(const Problem& problem, HeadRange heads) {
   if (heads.empty()) return {};
   return {heads.begin / problem.group(), (heads.end - 1) / problem.group() + 1};
@@ -46,14 +69,22 @@ int WidthOf(const Problem& problem, SlotContent content) {
   switch (content) {
     case SlotContent::kQuery:
     case SlotContent::kKey:
+    case SlotContent::kPartialQueryGradient:
+    case SlotContent::kPartialKeyGradient:
+    case SlotContent::kQueryGradient:
+    case SlotContent::kKeyGradient:
       return problem.qk_width;
     case SlotContent::kValue:
     case SlotContent::kPartialOutput:
     case SlotContent::kResult:
+    case SlotContent::kOutputGradient:
+    case SlotContent::kPartialValueGradient:
+    case SlotContent::kValueGradient:
       return problem.v_width;
     case SlotContent::kPartialLse:
     case SlotContent::kResultLse:
     case SlotContent::kStaging:
+    case SlotContent::kDelta:
       return 1;
   }
   return 0;
@@ -63,6 +94,10 @@ int ElementBytesOf(const Problem& problem, SlotContent content) {
     case SlotContent::kPartialOutput:
     case SlotContent::kPartialLse:
     case SlotContent::kResultLse:
+    case SlotContent::kDelta:
+    case SlotContent::kPartialQueryGradient:
+    case SlotContent::kPartialKeyGradient:
+    case SlotContent::kPartialValueGradient:
       return 4;
     case SlotContent::kStaging:
       return 1;
@@ -119,9 +154,8 @@ Status Verify(const Plan& plan) {
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> order, verify::OrderMeetings(plan, index, meetings));
   TESSERA_RETURN_IF_ERROR(verify::CheckLifetimes(plan));
   TESSERA_ASSIGN_OR_RETURN(const verify::Outcome outcome, verify::ExecuteSymbolically(plan, index, meetings, order));
-  const BandIndex mask(plan.spec.problem.mask);
-  TESSERA_RETURN_IF_ERROR(verify::CheckCoverage(plan, mask, outcome));
-  return verify::CheckTilesUnmasked(plan, mask);
+  TESSERA_RETURN_IF_ERROR(verify::CheckCoverage(plan, outcome));
+  return verify::CheckTilesUnmasked(plan, BandIndex(plan.spec.problem.mask));
 }
 
 }  // namespace tessera

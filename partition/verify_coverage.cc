@@ -1,8 +1,10 @@
 // Stages 6 and 7 of Verify(): the results are made of every unmasked pair exactly once, and of no idle tile.
 #include <algorithm>
 #include <limits>
+#include <set>
 #include <tuple>
 
+#include "partition/verify_holding.h"
 #include "partition/verify_internal.h"
 
 namespace tessera::verify {
@@ -47,43 +49,67 @@ namespace {
 
 constexpr int64_t kBruteForcePairs = int64_t{1} << 20;
 
-Status Error(int64_t query, int64_t key, HeadRange heads, const std::string& what) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("coverage: query token ", query, " and key token ", key, " of heads ", Text(heads), " ", what));
-}
-Status Doubled(const Plan& plan, int64_t query, int64_t key, HeadRange heads, StepRef first, StepRef second) {
-  return Error(
-      query, key, heads,
-      absl::StrCat("reach the result more than once: from ", Where(plan, first), " and from ", Where(plan, second)));
-}
-Status Lost(int64_t query, int64_t key, HeadRange heads) {
-  return Error(query, key, heads, "never reach the result");
-}
+// The mask seen from the tokens of an output: those of queries meet keys, those of keys meet queries.
+struct Side {
+  Side(const Problem& problem, bool on_keys)
+      : keys(on_keys),
+        bands(on_keys ? Transposed(problem.mask.bands())
+                      : std::vector<Band>(problem.mask.bands().begin(), problem.mask.bands().end())),
+        mask(bands),
+        others(on_keys ? problem.query_tokens : problem.key_tokens) {}
+  bool keys;
+  std::vector<Band> bands;
+  BandIndex mask;
+  int64_t others;  // how many tokens there are to meet
+};
+
+// What must hold of some rows of an output in some query heads.
+struct Claim {
+  const Plan& plan;
+  const Side& side;
+  SlotContent output;
+  HeadRange heads;
+  Segment tokens;
+
+  Status Error(int64_t token, int64_t other, const std::string& how) const {
+    return absl::InvalidArgumentError(absl::StrCat("coverage: query token ", side.keys ? other : token,
+                                                   " and key token ", side.keys ? token : other, " of heads ",
+                                                   Text(heads), " ", how));
+  }
+  Status Doubled(int64_t token, int64_t other, StepRef first, StepRef second) const {
+    return Error(token, other,
+                 absl::StrCat("reach the ", std::string(Name(output)), " more than once: from ", Where(plan, first),
+                              " and from ", Where(plan, second)));
+  }
+  Status Lost(int64_t token, int64_t other) const {
+    return Error(token, other, absl::StrCat("never reach the ", std::string(Name(output))));
+  }
+};
 
 // Counts pairs one by one, from the definition of the mask alone.
-Status CheckByCounting(const Plan& plan, const FinishedRows& rows, const std::vector<Contribution>& parts) {
-  std::vector<const Contribution*> seen(plan.spec.problem.key_tokens);
-  std::vector<Band> bands;  // that hold the query
-  const auto allows = [&](int64_t query, int64_t key) {
-    return std::any_of(bands.begin(), bands.end(), [&](const Band& band) { return band.Allows(query, key); });
+Status CheckByCounting(const Claim& claim, const std::vector<Contribution>& parts) {
+  std::vector<const Contribution*> seen(claim.side.others);
+  std::vector<Band> bands;  // that hold the token
+  const auto allows = [&](int64_t token, int64_t other) {
+    return std::any_of(bands.begin(), bands.end(), [&](const Band& band) { return band.Allows(token, other); });
   };
-  for (int64_t i = 0; i < rows.queries.count; ++i) {
-    const int64_t query = rows.queries.token(i);
+  for (int64_t i = 0; i < claim.tokens.count; ++i) {
+    const int64_t token = claim.tokens.token(i);
     std::fill(seen.begin(), seen.end(), nullptr);
     bands.clear();
-    for (const Band& band : plan.spec.problem.mask.bands()) {
-      if (!band.KeysOf(query).empty()) bands.push_back(band);
+    for (const Band& band : claim.side.bands) {
+      if (!band.KeysOf(token).empty()) bands.push_back(band);
     }
     for (const Contribution& part : parts) {
-      for (int64_t j = 0; j < part.keys.count; ++j) {
-        const int64_t key = part.keys.token(j);
-        if (!allows(query, key)) continue;
-        if (seen[key] != nullptr) return Doubled(plan, query, key, rows.heads, seen[key]->step, part.step);
-        seen[key] = &part;
+      for (int64_t j = 0; j < part.others.count; ++j) {
+        const int64_t other = part.others.token(j);
+        if (!allows(token, other)) continue;
+        if (seen[other] != nullptr) return claim.Doubled(token, other, seen[other]->step, part.step);
+        seen[other] = &part;
       }
     }
-    for (int64_t key = 0; key < plan.spec.problem.key_tokens; ++key) {
-      if (seen[key] == nullptr && allows(query, key)) return Lost(query, key, rows.heads);
+    for (int64_t other = 0; other < claim.side.others; ++other) {
+      if (seen[other] == nullptr && allows(token, other)) return claim.Lost(token, other);
     }
   }
   return absl::OkStatus();
@@ -100,92 +126,124 @@ std::pair<int64_t, int64_t> AllowedPair(const BandIndex& mask, const Segment& qu
 // Exact for any size: parts are pairwise disjoint where the mask is open, and their areas add up to the mask's.
 class AreaChecker {
  public:
-  AreaChecker(const Plan& plan, const BandIndex& mask, const FinishedRows& rows)
-      : plan_(plan), mask_(mask), rows_(rows) {}
+  explicit AreaChecker(const Claim& claim) : claim_(claim), mask_(claim.side.mask) {}
 
   Status Check(std::vector<Contribution> parts) {
     double covered = 0;
     std::erase_if(parts, [&](Contribution& part) {
-      if (part.keys.count == 1) part.keys.stride = 1;  // one key lies on every progression: take the densest
-      const double area = mask_.Area(rows_.queries, part.keys);
+      if (part.others.count == 1) part.others.stride = 1;  // one token lies on every progression: take the densest
+      const double area = mask_.Area(claim_.tokens, part.others);
       covered += area;
       return area == 0;
     });
-    const auto residue = [](const Segment& keys) { return keys.begin % keys.stride; };
+    const auto residue = [](const Segment& tokens) { return tokens.begin % tokens.stride; };
     std::sort(parts.begin(), parts.end(), [&](const Contribution& a, const Contribution& b) {
-      return std::tuple(a.keys.stride, residue(a.keys), a.keys.begin) <
-             std::tuple(b.keys.stride, residue(b.keys), b.keys.begin);
+      return std::tuple(a.others.stride, residue(a.others), a.others.begin) <
+             std::tuple(b.others.stride, residue(b.others), b.others.begin);
     });
     // Progressions of one stride and residue are intervals; those of other residues never meet.
     size_t furthest = 0;
     for (size_t i = 1; i < parts.size(); ++i) {
-      const bool same = parts[i].keys.stride == parts[furthest].keys.stride &&
-                        residue(parts[i].keys) == residue(parts[furthest].keys);
+      const bool same = parts[i].others.stride == parts[furthest].others.stride &&
+                        residue(parts[i].others) == residue(parts[furthest].others);
       if (same) TESSERA_RETURN_IF_ERROR(CheckDisjoint(parts[furthest], parts[i]));
-      if (!same || parts[i].keys.last() > parts[furthest].keys.last()) furthest = i;
+      if (!same || parts[i].others.last() > parts[furthest].others.last()) furthest = i;
     }
     for (size_t i = 0; i < parts.size(); ++i) {
       const auto other =
           std::partition_point(parts.begin() + static_cast<std::ptrdiff_t>(i), parts.end(),
-                               [&](const Contribution& part) { return part.keys.stride == parts[i].keys.stride; });
+                               [&](const Contribution& part) { return part.others.stride == parts[i].others.stride; });
       for (auto part = other; part != parts.end(); ++part) TESSERA_RETURN_IF_ERROR(CheckDisjoint(parts[i], *part));
     }
-    const double expected = mask_.Area(rows_.queries, {0, plan_.spec.problem.key_tokens});
+    const double expected = mask_.Area(claim_.tokens, {0, claim_.side.others});
     return covered == expected ? absl::OkStatus() : Missing(parts);
   }
 
  private:
   Status CheckDisjoint(const Contribution& a, const Contribution& b) const {
-    const Segment common = CommonTokens(a.keys, b.keys);
-    if (common.empty() || mask_.Area(rows_.queries, common) == 0) return absl::OkStatus();
-    const auto [query, key] = AllowedPair(mask_, rows_.queries, common);
-    return Doubled(plan_, query, key, rows_.heads, a.step, b.step);
+    const Segment common = CommonTokens(a.others, b.others);
+    if (common.empty() || mask_.Area(claim_.tokens, common) == 0) return absl::OkStatus();
+    const auto [token, other] = AllowedPair(mask_, claim_.tokens, common);
+    return claim_.Doubled(token, other, a.step, b.step);
   }
   Status Missing(const std::vector<Contribution>& parts) const {
-    std::vector<bool> present(plan_.spec.problem.key_tokens, false);
+    std::vector<bool> present(claim_.side.others, false);
     for (const Contribution& part : parts) {
-      for (int64_t j = 0; j < part.keys.count; ++j) present[part.keys.token(j)] = true;
+      for (int64_t j = 0; j < part.others.count; ++j) present[part.others.token(j)] = true;
     }
-    for (int64_t i = 0; i < rows_.queries.count; ++i) {
-      for (int64_t key = 0; key < plan_.spec.problem.key_tokens; ++key) {
-        if (!present[key] && mask_.Allows(rows_.queries.token(i), key)) {
-          return Lost(rows_.queries.token(i), key, rows_.heads);
-        }
+    for (int64_t i = 0; i < claim_.tokens.count; ++i) {
+      const int64_t token = claim_.tokens.token(i);
+      for (int64_t other = 0; other < claim_.side.others; ++other) {
+        if (!present[other] && mask_.Allows(token, other)) return claim_.Lost(token, other);
       }
     }
     return absl::InternalError("coverage: areas disagree although every pair is present");
   }
 
-  const Plan& plan_;
+  const Claim& claim_;
   const BandIndex& mask_;
-  const FinishedRows& rows_;
 };
+
+// Of key rows, every query head of the group must have contributed; contributions of some of its heads cut it.
+std::vector<HeadRange> QueryHeadsToCheck(const Problem& problem, const FinishedRows& rows,
+                                         const std::vector<Contribution>& parts) {
+  if (!IsOnKeySide(rows.output)) return {rows.heads};
+  const HeadRange all{rows.heads.begin * problem.group(), rows.heads.end * problem.group()};
+  HeadCuts cuts;
+  cuts.Add(all);
+  for (const Contribution& part : parts) cuts.Add(part.heads);
+  return cuts.Within(all);
+}
 
 }  // namespace
 
-Status CheckCoverage(const Plan& plan, const BandIndex& mask, const Outcome& outcome) {
+Status CheckCoverage(const Plan& plan, const Outcome& outcome) {
   const Problem& problem = plan.spec.problem;
   const bool count = static_cast<double>(problem.query_heads) * static_cast<double>(problem.query_tokens) *
                          static_cast<double>(problem.key_tokens) <=
                      static_cast<double>(kBruteForcePairs);
+  const Side sides[] = {Side(problem, false), Side(problem, true)};
+  // Outputs that come in pairs are usually made of the same parts, which need one proof.
+  std::set<std::tuple<bool, int, int, int64_t, int64_t, int64_t>> proved;
   for (const FinishedRows& rows : outcome.rows) {
-    if (outcome.contributions.size(rows.bag) > outcome.contributions.leaves()) {
-      return absl::InvalidArgumentError(absl::StrCat("coverage: query tokens ", Text(rows.queries), " of heads ",
-                                                     Text(rows.heads), " are merged more than once"));
+    const Side& side = sides[IsOnKeySide(rows.output)];
+    if (!proved
+             .insert({side.keys, rows.heads.begin, rows.bag, rows.tokens.begin, rows.tokens.count, rows.tokens.stride})
+             .second) {
+      continue;
     }
-    std::vector<Contribution> parts = outcome.contributions.Flatten(rows.bag);
-    TESSERA_RETURN_IF_ERROR(count ? CheckByCounting(plan, rows, parts)
-                                  : AreaChecker(plan, mask, rows).Check(std::move(parts)));
+    if (outcome.contributions.size(rows.bag) > outcome.contributions.leaves()) {
+      return absl::InvalidArgumentError(absl::StrCat("coverage: ", side.keys ? "key" : "query", " tokens ",
+                                                     Text(rows.tokens), " of heads ", Text(rows.heads),
+                                                     " are merged more than once"));
+    }
+    const std::vector<Contribution> parts = outcome.contributions.Flatten(rows.bag);
+    for (const HeadRange heads : QueryHeadsToCheck(problem, rows, parts)) {
+      const Claim claim{plan, side, rows.output, heads, rows.tokens};
+      std::vector<Contribution> of_heads = parts;
+      std::erase_if(of_heads, [&](const Contribution& part) {
+        return heads.begin < part.heads.begin || heads.end > part.heads.end;
+      });
+      TESSERA_RETURN_IF_ERROR(count ? CheckByCounting(claim, of_heads) : AreaChecker(claim).Check(std::move(of_heads)));
+    }
   }
   return absl::OkStatus();
 }
 
+namespace {
+
+std::span<const Tile> TilesOf(const StepBody& body) {
+  if (const auto* attend = std::get_if<AttendStep>(&body)) return attend->tiles;
+  if (const auto* attend = std::get_if<AttendBackwardStep>(&body)) return attend->tiles;
+  return {};
+}
+
+}  // namespace
+
 Status CheckTilesUnmasked(const Plan& plan, const BandIndex& mask) {
   for (const RankProgram& program : plan.programs) {
     for (StepId step = 0; step < static_cast<int>(program.steps.size()); ++step) {
-      const auto* attend = std::get_if<AttendStep>(&program.steps[step].body);
-      if (attend == nullptr) continue;
-      for (const Tile& tile : attend->tiles) {
+      for (const Tile& tile : TilesOf(program.steps[step].body)) {
         if (mask.Area(tile.queries, tile.keys) > 0) continue;
         return absl::InvalidArgumentError(absl::StrCat("masked-out work: ", Where(program, step),
                                                        " attends query tokens ", Text(tile.queries), " to key tokens ",

@@ -63,6 +63,17 @@ inline const StepBody& BodyOf(const Plan& plan, StepRef ref) {
   return plan.programs[ref.rank].steps[ref.step].body;
 }
 int64_t BytesOf(const RankProgram& program, const Region& region);
+// Slots of the caller's tensors, and those of them that no step may change: the first ones.
+inline SlotId ExternalSlotsOf(Pass pass) {
+  return pass == Pass::kForward ? kExternalSlots : kBackwardExternalSlots;
+}
+inline SlotId InputSlotsOf(Pass pass) {
+  return pass == Pass::kForward ? kResultSlot : kQueryGradientSlot;
+}
+// What the external slots hold, in order.
+std::span<const SlotContent> ExternalContentsOf(Pass pass);
+// Whether the rows are those of keys and the heads key/value heads.
+bool IsOnKeySide(SlotContent content);
 // Key/value heads that query heads `heads` read.
 HeadRange KeyHeadsOf(const Problem& problem, HeadRange heads);
 
@@ -79,15 +90,18 @@ std::vector<Transfer> TransfersOf(const Plan& plan, const StepIndex& index, cons
 StatusOr<std::vector<int>> OrderMeetings(const Plan& plan, const StepIndex& index, const Meetings& meetings);
 Status CheckLifetimes(const Plan& plan);
 
-// What the results of some query rows are made of: the attended key segments, one per tile that reached them.
+// What some rows of an output are made of: for query rows the keys they met, for key rows the queries, one segment per
+// tile that reached them.
 struct Contribution {
-  Segment keys;
+  Segment others;
   StepRef step;
+  HeadRange heads;  // query heads
 };
 struct FinishedRows {
   int rank = 0;  // owner
-  HeadRange heads;
-  Segment queries;
+  SlotContent output = SlotContent::kResult;
+  HeadRange heads;  // of the output
+  Segment tokens;
   int bag = 0;
 };
 // Contributions as a binary tree of unions, so that copies of partials share them.
@@ -119,7 +133,7 @@ struct Outcome {
 // Executes the plan symbolically in `order` and returns what every owner's result is made of.
 StatusOr<Outcome> ExecuteSymbolically(const Plan& plan, const StepIndex& index, const Meetings& meetings,
                                       std::span<const int> order);
-Status CheckCoverage(const Plan& plan, const BandIndex& mask, const Outcome& outcome);
+Status CheckCoverage(const Plan& plan, const Outcome& outcome);
 Status CheckTilesUnmasked(const Plan& plan, const BandIndex& mask);
 
 }  // namespace tessera::verify

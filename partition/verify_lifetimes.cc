@@ -76,10 +76,35 @@ std::vector<Range> Merged(std::vector<Range> rows) {
   return merged;
 }
 
+// The rows that tiles, or runs of rows, touch in slots of either side.
+struct TileRows {
+  explicit TileRows(const std::vector<Tile>& tiles) {
+    for (const Tile& tile : tiles) {
+      queries.push_back({tile.query_row, tile.query_row + tile.queries.count});
+      keys.push_back({tile.key_row, tile.key_row + tile.keys.count});
+    }
+    queries = Merged(std::move(queries));
+    keys = Merged(std::move(keys));
+  }
+  std::vector<Range> queries, keys;
+};
+struct RunRows {
+  explicit RunRows(const std::vector<MergeRows>& rows) {
+    for (const MergeRows& run : rows) {
+      sources.push_back({run.source_row, run.source_row + run.count});
+      destinations.push_back({run.destination_row, run.destination_row + run.count});
+    }
+    sources = Merged(std::move(sources));
+    destinations = Merged(std::move(destinations));
+  }
+  std::vector<Range> sources, destinations;
+};
+
 // Everything a step reads and writes, reads first; rows of one slot are listed once unless the step itself conflicts.
 class AccessList {
  public:
-  AccessList(const Problem& problem, const RankProgram& program) : problem_(problem), program_(program) {}
+  AccessList(const PlanSpec& spec, const RankProgram& program)
+      : problem_(spec.problem), inputs_(InputSlotsOf(spec.pass)), program_(program) {}
 
   const std::vector<Access>& Of(const StepBody& body) {
     list_.clear();
@@ -98,22 +123,12 @@ class AccessList {
     }
   }
   void Append(const AttendStep& attend) {
-    std::vector<Range> queries, keys;
-    for (const Tile& tile : attend.tiles) {
-      queries.push_back({tile.query_row, tile.query_row + tile.queries.count});
-      keys.push_back({tile.key_row, tile.key_row + tile.keys.count});
-    }
-    queries = Merged(std::move(queries));
-    keys = Merged(std::move(keys));
+    const TileRows rows(attend.tiles);
     const HeadRange key_heads = KeyHeadsOf(problem_, attend.heads);
-    for (const Range rows : queries) Touch({attend.query, rows, attend.heads}, false);
-    for (const Range rows : keys) {
-      Touch({attend.key, rows, key_heads}, false);
-      Touch({attend.value, rows, key_heads}, false);
-    }
-    for (const Range rows : queries) {
-      Touch({attend.partial_output, rows, attend.heads}, true);
-      Touch({attend.partial_lse, rows, attend.heads}, true);
+    TouchRows(attend.query, rows.queries, false, attend.heads);
+    for (const SlotId slot : {attend.key, attend.value}) TouchRows(slot, rows.keys, false, key_heads);
+    for (const SlotId slot : {attend.partial_output, attend.partial_lse}) {
+      TouchRows(slot, rows.queries, true, attend.heads);
     }
   }
   void Append(const ClearStep& clear) {
@@ -121,17 +136,11 @@ class AccessList {
     TouchRows(clear.partial_lse, {clear.rows}, true);
   }
   void Append(const MergeStep& merge) {
-    std::vector<Range> sources, destinations;
-    for (const MergeRows& run : merge.rows) {
-      sources.push_back({run.source_row, run.source_row + run.count});
-      destinations.push_back({run.destination_row, run.destination_row + run.count});
-    }
-    sources = Merged(std::move(sources));
-    destinations = Merged(std::move(destinations));
-    TouchRows(merge.source_output, sources, false);
-    TouchRows(merge.source_lse, sources, false);
-    TouchRows(merge.output, destinations, true);
-    TouchRows(merge.lse, destinations, true);
+    const RunRows rows(merge.rows);
+    TouchRows(merge.source_output, rows.sources, false);
+    TouchRows(merge.source_lse, rows.sources, false);
+    TouchRows(merge.output, rows.destinations, true);
+    TouchRows(merge.lse, rows.destinations, true);
   }
   void Append(const FinishStep& finish) {
     const std::vector<Range> rows{{0, program_.slots[finish.partial_output].rows}};
@@ -141,16 +150,50 @@ class AccessList {
     TouchRows(finish.result_lse, rows, true);
   }
 
+  void Append(const DeltaStep& delta) {
+    const std::vector<Range> rows{{0, program_.slots[delta.delta].rows}};
+    TouchRows(delta.output, rows, false);
+    TouchRows(delta.output_gradient, rows, false);
+    TouchRows(delta.delta, rows, true);
+  }
+  void Append(const AttendBackwardStep& attend) {
+    const TileRows rows(attend.tiles);
+    const HeadRange key_heads = KeyHeadsOf(problem_, attend.heads);
+    for (const SlotId slot : {attend.query, attend.output_gradient, attend.lse, attend.delta}) {
+      TouchRows(slot, rows.queries, false, attend.heads);
+    }
+    for (const SlotId slot : {attend.key, attend.value}) TouchRows(slot, rows.keys, false, key_heads);
+    TouchRows(attend.query_gradient, rows.queries, true, attend.heads);
+    for (const SlotId slot : {attend.key_gradient, attend.value_gradient}) {
+      TouchRows(slot, rows.keys, true, key_heads);
+    }
+  }
+  void Append(const ZeroStep& zero) { TouchRows(zero.slot, {zero.rows}, true); }
+  void Append(const AddStep& add) {
+    const RunRows rows(add.rows);
+    TouchRows(add.source, rows.sources, false);
+    TouchRows(add.destination, rows.destinations, true, program_.slots[add.source].heads);
+  }
+  void Append(const RoundStep& round) {
+    const std::vector<Range> rows{{0, program_.slots[round.source].rows}};
+    TouchRows(round.source, rows, false);
+    TouchRows(round.destination, rows, true);
+  }
+
   void TouchRows(SlotId slot, const std::vector<Range>& rows, bool write) {
-    for (const Range run : rows) Touch({slot, run, program_.slots[slot].heads}, write);
+    TouchRows(slot, rows, write, program_.slots[slot].heads);
+  }
+  void TouchRows(SlotId slot, const std::vector<Range>& rows, bool write, HeadRange heads) {
+    for (const Range run : rows) Touch({slot, run, heads}, write);
   }
   void Touch(const Region& region, bool write) {
     // Nothing writes the caller's inputs, so reads of them cannot conflict.
-    if (region.slot > kValueSlot && !region.rows.empty())
-      list_.push_back({region.slot, region.rows, region.heads, write});
+    if (region.slot < inputs_ || region.rows.empty()) return;
+    list_.push_back({region.slot, region.rows, region.heads, write});
   }
 
   const Problem& problem_;
+  SlotId inputs_;
   const RankProgram& program_;
   std::vector<Access> list_;
 };
@@ -165,8 +208,8 @@ struct LastTouch {
 
 class RankChecker {
  public:
-  RankChecker(const Problem& problem, const RankProgram& program)
-      : program_(program), accesses_(problem, program), before_(program), slots_(program.slots.size()) {
+  RankChecker(const PlanSpec& spec, const RankProgram& program)
+      : program_(program), accesses_(spec, program), before_(program), slots_(program.slots.size()) {
     for (const Step& step : program.steps) {
       for (const Access& access : accesses_.Of(step.body)) {
         for (const int cut : {access.heads.begin, access.heads.end}) slots_[access.slot].cuts.push_back(cut);
@@ -246,7 +289,7 @@ class RankChecker {
 
 Status CheckLifetimes(const Plan& plan) {
   for (const RankProgram& program : plan.programs) {
-    TESSERA_RETURN_IF_ERROR(RankChecker(plan.spec.problem, program).Check());
+    TESSERA_RETURN_IF_ERROR(RankChecker(plan.spec, program).Check());
   }
   return absl::OkStatus();
 }

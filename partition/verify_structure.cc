@@ -1,20 +1,18 @@
 // Stage 1 of Verify(), for one rank: everything a step names exists and has the shape the step needs.
 #include <algorithm>
-#include <set>
+#include <optional>
 
 #include "partition/verify_internal.h"
+#include "partition/verify_program_checks.h"
 
 namespace tessera::verify {
 namespace {
 
-constexpr int kMaxTag = 1 << 20;                // what communicators promise
-constexpr int64_t kMaxRows = int64_t{1} << 48;  // so that sums of rows, and bytes below, cannot overflow
-constexpr double kMaxSlotBytes = 0x1p62;
+constexpr int kMaxTag = 1 << 20;  // what communicators promise
 
-class ProgramChecker {
+class ProgramChecker : private ProgramChecks {
  public:
-  ProgramChecker(const Plan& plan, const RankProgram& program)
-      : plan_(plan), problem_(plan.spec.problem), program_(program) {}
+  ProgramChecker(const Plan& plan, const RankProgram& program) : ProgramChecks(plan, program) {}
 
   Status Check() {
     TESSERA_RETURN_IF_ERROR(CheckSlots());
@@ -25,6 +23,10 @@ class ProgramChecker {
           return Error(absl::StrCat("depends on step ", dependency, ", which is not an earlier step"));
         }
       }
+      if (!BelongsTo(plan_.spec.pass, program_.steps[step_].body)) {
+        return Error(plan_.spec.pass == Pass::kForward ? "is no step of the forward pass"
+                                                       : "is no step of the backward pass");
+      }
       TESSERA_RETURN_IF_ERROR(
           std::visit([&](const auto& body) { return CheckBody(body); }, program_.steps[step_].body));
     }
@@ -32,96 +34,11 @@ class ProgramChecker {
   }
 
  private:
-  Status Error(const std::string& what) const {
-    const std::string where = step_ < 0 ? absl::StrCat("rank ", program_.rank) : Where(program_, step_);
-    return absl::InvalidArgumentError(absl::StrCat("structure: ", where, " ", what));
-  }
-
-  Status CheckSlots() {
-    if (program_.slots.size() < kExternalSlots) return Error("lacks the five external slots");
-    for (SlotId id = 0; id < static_cast<int>(program_.slots.size()); ++id) {
-      const Slot& slot = program_.slots[id];
-      const auto bad = [&](const std::string& what) { return Error(absl::StrCat("slot ", id, " ", what)); };
-      const bool keys = slot.content == SlotContent::kKey || slot.content == SlotContent::kValue;
-      const bool staging = slot.content == SlotContent::kStaging;
-      const int heads = staging ? 1 : keys ? problem_.kv_heads : problem_.query_heads;
-      if (slot.rows < 0 || slot.rows > kMaxRows) return bad(absl::StrCat("has ", slot.rows, " rows"));
-      if (slot.heads.begin < 0 || slot.heads.end < slot.heads.begin || slot.heads.end > heads) {
-        return bad(absl::StrCat("has heads ", Text(slot.heads), " of ", heads));
-      }
-      const int width = WidthOf(problem_, slot.content), element_bytes = ElementBytesOf(problem_, slot.content);
-      if (slot.width != width) return bad(absl::StrCat("has width ", slot.width, " instead of ", width));
-      if (slot.element_bytes != element_bytes) {
-        return bad(absl::StrCat("has ", slot.element_bytes, "-byte elements instead of ", element_bytes));
-      }
-      if (static_cast<double>(slot.rows) * slot.heads.size() * width * element_bytes > kMaxSlotBytes) {
-        return bad("has more bytes than can be counted");
-      }
-      if (slot.external != (id < kExternalSlots)) return bad(slot.external ? "is external" : "is not external");
-      if (slot.external) TESSERA_RETURN_IF_ERROR(CheckExternal(id));
-    }
-    return absl::OkStatus();
-  }
-  Status CheckExternal(SlotId id) {
-    constexpr SlotContent kContents[] = {SlotContent::kQuery, SlotContent::kKey, SlotContent::kValue,
-                                         SlotContent::kResult, SlotContent::kResultLse};
-    const bool keys = id == kKeySlot || id == kValueSlot;
-    const Layout& layout = keys ? plan_.spec.key_layout : plan_.spec.query_layout;
-    const int64_t rows = layout.rows(program_.rank);
-    const HeadRange heads{0, keys ? problem_.kv_heads : problem_.query_heads};
-    const Slot& slot = program_.slots[id];
-    if (slot.content == kContents[id] && slot.rows == rows && slot.heads == heads) return absl::OkStatus();
-    return Error(absl::StrCat("slot ", id, " must be the external ", std::string(Name(kContents[id])), " with ", rows,
-                              " rows and heads ", Text(heads), ", but is ", std::string(Name(slot.content)), " with ",
-                              slot.rows, " rows and heads ", Text(slot.heads)));
-  }
-  Status CheckGroups() {
-    std::set<std::vector<int>> seen;
-    for (size_t g = 0; g < program_.groups.size(); ++g) {
-      const std::vector<int>& group = program_.groups[g];
-      const auto bad = [&](const std::string& what) { return Error(absl::StrCat("group ", g, " ", what)); };
-      std::vector<int> sorted = group;
-      std::sort(sorted.begin(), sorted.end());
-      if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) return bad("names a rank twice");
-      if (sorted.empty() || sorted.front() < 0 || sorted.back() >= plan_.spec.mesh.size()) {
-        return bad("is empty or names a rank outside the mesh");
-      }
-      if (!std::binary_search(sorted.begin(), sorted.end(), program_.rank)) return bad("does not contain the rank");
-      if (!seen.insert(group).second) return bad("repeats an earlier group");
-    }
-    return absl::OkStatus();
-  }
-
-  bool Exists(SlotId slot) const { return slot >= 0 && slot < static_cast<int>(program_.slots.size()); }
-  // A slot that exists, holds `content` and, when the step changes it, is not one of the caller's inputs.
-  Status CheckSlot(SlotId slot, SlotContent content, bool writes, const char* role) const {
-    if (!Exists(slot)) return Error(absl::StrCat(role, " slot ", slot, " does not exist"));
-    if (program_.slots[slot].content != content) {
-      return Error(absl::StrCat(role, " slot ", slot, " holds ", std::string(Name(program_.slots[slot].content))));
-    }
-    if (writes && slot <= kValueSlot) return Error(absl::StrCat(role, " slot ", slot, " is a read-only input"));
-    return absl::OkStatus();
-  }
-  Status CheckRows(SlotId slot, Range rows, const std::string& role) const {
-    if (rows.begin >= 0 && rows.begin <= rows.end && rows.end <= program_.slots[slot].rows) return absl::OkStatus();
-    return Error(
-        absl::StrCat(role, " rows ", Text(rows), " exceed the ", program_.slots[slot].rows, " rows of slot ", slot));
-  }
-  Status CheckHeads(SlotId slot, HeadRange heads, const std::string& role) const {
-    const HeadRange have = program_.slots[slot].heads;
-    if (heads.begin >= have.begin && heads.begin <= heads.end && heads.end <= have.end) return absl::OkStatus();
-    return Error(absl::StrCat(role, " heads ", Text(heads), " exceed heads ", Text(have), " of slot ", slot));
-  }
-  Status CheckRegion(const Region& region, bool writes, const std::string& role) const {
-    if (!Exists(region.slot)) return Error(absl::StrCat(role, " slot ", region.slot, " does not exist"));
-    if (program_.slots[region.slot].content == SlotContent::kStaging) {
-      return Error(absl::StrCat(role, " slot ", region.slot, " is staging"));
-    }
-    if (writes && region.slot <= kValueSlot) {
-      return Error(absl::StrCat(role, " slot ", region.slot, " is a read-only input"));
-    }
-    TESSERA_RETURN_IF_ERROR(CheckRows(region.slot, region.rows, role));
-    return CheckHeads(region.slot, region.heads, role);
+  static bool BelongsTo(Pass pass, const StepBody& body) {
+    const bool backward = std::holds_alternative<DeltaStep>(body) || std::holds_alternative<AttendBackwardStep>(body) ||
+                          std::holds_alternative<ZeroStep>(body) || std::holds_alternative<AddStep>(body) ||
+                          std::holds_alternative<RoundStep>(body);
+    return !IsCompute(body) || backward == (pass == Pass::kBackward);
   }
 
   template <typename Message>
@@ -191,7 +108,7 @@ class ProgramChecker {
     return CheckParts(exchange, exchange.receives, exchange.receive_staging, "receive", true);
   }
 
-  Status CheckTileSide(int64_t row, const Segment& tokens, int64_t limit, std::span<const SlotId> slots,
+  Status CheckTileSide(int64_t row, const Segment& tokens, int64_t limit, std::initializer_list<SlotId> slots,
                        const std::string& role) const {
     if (tokens.count <= 0 || tokens.stride < 1 || tokens.begin < 0 || tokens.begin >= limit ||
         tokens.count - 1 > (limit - 1 - tokens.begin) / tokens.stride) {
@@ -206,18 +123,20 @@ class ProgramChecker {
     TESSERA_RETURN_IF_ERROR(CheckSlot(attend.key, SlotContent::kKey, false, "key"));
     TESSERA_RETURN_IF_ERROR(CheckSlot(attend.value, SlotContent::kValue, false, "value"));
     TESSERA_RETURN_IF_ERROR(CheckPartials(attend.partial_output, attend.partial_lse, "partial"));
-    if (attend.heads.empty()) return Error("attends no heads");
-    for (const SlotId slot : {attend.query, attend.partial_output, attend.partial_lse}) {
-      TESSERA_RETURN_IF_ERROR(CheckHeads(slot, attend.heads, "attended"));
+    return CheckTiles(attend.heads, attend.tiles, {attend.query, attend.partial_output, attend.partial_lse},
+                      {attend.key, attend.value});
+  }
+  // Query slots must have the heads and the tiles' query rows, key slots those heads' key/value heads and the key rows.
+  Status CheckTiles(HeadRange heads, const std::vector<Tile>& tiles, std::initializer_list<SlotId> query_slots,
+                    std::initializer_list<SlotId> key_slots) const {
+    if (heads.empty()) return Error("attends no heads");
+    for (const SlotId slot : query_slots) TESSERA_RETURN_IF_ERROR(CheckHeads(slot, heads, "attended"));
+    for (const SlotId slot : key_slots) {
+      TESSERA_RETURN_IF_ERROR(CheckHeads(slot, KeyHeadsOf(problem_, heads), "attended key/value"));
     }
-    for (const SlotId slot : {attend.key, attend.value}) {
-      TESSERA_RETURN_IF_ERROR(CheckHeads(slot, KeyHeadsOf(problem_, attend.heads), "attended key/value"));
-    }
-    if (attend.tiles.empty()) return Error("attends no tiles");
-    const SlotId query_slots[] = {attend.query, attend.partial_output, attend.partial_lse};
-    const SlotId key_slots[] = {attend.key, attend.value};
-    for (size_t i = 0; i < attend.tiles.size(); ++i) {
-      const Tile& tile = attend.tiles[i];
+    if (tiles.empty()) return Error("attends no tiles");
+    for (size_t i = 0; i < tiles.size(); ++i) {
+      const Tile& tile = tiles[i];
       TESSERA_RETURN_IF_ERROR(CheckTileSide(tile.query_row, tile.queries, problem_.query_tokens, query_slots,
                                             absl::StrCat("tile ", i, " query")));
       TESSERA_RETURN_IF_ERROR(
@@ -230,16 +149,6 @@ class ProgramChecker {
     TESSERA_RETURN_IF_ERROR(CheckSlot(output, SlotContent::kPartialOutput, true, role));
     return CheckSlot(lse, SlotContent::kPartialLse, true, role);
   }
-  Status CheckSameHeads(std::initializer_list<SlotId> slots) const {
-    const HeadRange heads = program_.slots[*slots.begin()].heads;
-    for (const SlotId slot : slots) {
-      if (program_.slots[slot].heads != heads) {
-        return Error(absl::StrCat("combines heads ", Text(heads), " with heads ", Text(program_.slots[slot].heads),
-                                  " of slot ", slot));
-      }
-    }
-    return absl::OkStatus();
-  }
   Status CheckBody(const ClearStep& clear) const {
     TESSERA_RETURN_IF_ERROR(CheckPartials(clear.partial_output, clear.partial_lse, "partial"));
     TESSERA_RETURN_IF_ERROR(CheckRows(clear.partial_output, clear.rows, "cleared"));
@@ -250,17 +159,20 @@ class ProgramChecker {
     TESSERA_RETURN_IF_ERROR(CheckPartials(merge.output, merge.lse, "destination"));
     TESSERA_RETURN_IF_ERROR(CheckSameHeads({merge.source_output, merge.source_lse, merge.output, merge.lse}));
     if (merge.source_output == merge.output || merge.source_lse == merge.lse) return Error("merges a slot into itself");
-    for (const MergeRows& run : merge.rows) {
+    return CheckRuns(merge.rows, {merge.source_output, merge.source_lse}, {merge.output, merge.lse}, "merged");
+  }
+  Status CheckRuns(const std::vector<MergeRows>& rows, std::initializer_list<SlotId> sources,
+                   std::initializer_list<SlotId> destinations, const std::string& role) const {
+    for (const MergeRows& run : rows) {
       if (run.count < 0 || std::max({run.count, run.source_row, run.destination_row}) > kMaxRows) {
-        return Error(absl::StrCat("merges ", run.count, " rows from ", run.source_row, " to ", run.destination_row));
+        return Error(absl::StrCat(run.count, " ", role, " rows from ", run.source_row, " to ", run.destination_row));
       }
-      const Range source{run.source_row, run.source_row + run.count};
-      const Range destination{run.destination_row, run.destination_row + run.count};
-      for (const SlotId slot : {merge.source_output, merge.source_lse}) {
-        TESSERA_RETURN_IF_ERROR(CheckRows(slot, source, "merged source"));
+      for (const SlotId slot : sources) {
+        TESSERA_RETURN_IF_ERROR(CheckRows(slot, {run.source_row, run.source_row + run.count}, role + " source"));
       }
-      for (const SlotId slot : {merge.output, merge.lse}) {
-        TESSERA_RETURN_IF_ERROR(CheckRows(slot, destination, "merged destination"));
+      for (const SlotId slot : destinations) {
+        TESSERA_RETURN_IF_ERROR(
+            CheckRows(slot, {run.destination_row, run.destination_row + run.count}, role + " destination"));
       }
     }
     return absl::OkStatus();
@@ -271,19 +183,67 @@ class ProgramChecker {
     TESSERA_RETURN_IF_ERROR(CheckSlot(finish.result_lse, SlotContent::kResultLse, true, "result"));
     TESSERA_RETURN_IF_ERROR(
         CheckSameHeads({finish.partial_output, finish.partial_lse, finish.result, finish.result_lse}));
-    const int64_t rows = program_.slots[finish.partial_output].rows;
-    for (const SlotId slot : {finish.partial_lse, finish.result, finish.result_lse}) {
-      if (program_.slots[slot].rows != rows) {
-        return Error(absl::StrCat("finishes ", rows, " rows but slot ", slot, " has ", program_.slots[slot].rows));
-      }
-    }
-    return absl::OkStatus();
+    return CheckSameRows({finish.partial_output, finish.partial_lse, finish.result, finish.result_lse});
   }
 
-  const Plan& plan_;
-  const Problem& problem_;
-  const RankProgram& program_;
-  StepId step_ = kNone;
+  Status CheckBody(const DeltaStep& delta) const {
+    TESSERA_RETURN_IF_ERROR(CheckSlot(delta.output, SlotContent::kResult, false, "output"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(delta.output_gradient, SlotContent::kOutputGradient, false, "output gradient"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(delta.delta, SlotContent::kDelta, true, "delta"));
+    TESSERA_RETURN_IF_ERROR(CheckSameHeads({delta.delta, delta.output, delta.output_gradient}));
+    return CheckSameRows({delta.delta, delta.output, delta.output_gradient});
+  }
+  Status CheckBody(const AttendBackwardStep& attend) const {
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.query, SlotContent::kQuery, false, "query"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.key, SlotContent::kKey, false, "key"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.value, SlotContent::kValue, false, "value"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.output_gradient, SlotContent::kOutputGradient, false, "output gradient"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.lse, SlotContent::kResultLse, false, "log-sum-exp"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.delta, SlotContent::kDelta, false, "delta"));
+    TESSERA_RETURN_IF_ERROR(CheckGradient(attend.query_gradient, SlotContent::kPartialQueryGradient));
+    TESSERA_RETURN_IF_ERROR(CheckGradient(attend.key_gradient, SlotContent::kPartialKeyGradient));
+    TESSERA_RETURN_IF_ERROR(CheckGradient(attend.value_gradient, SlotContent::kPartialValueGradient));
+    const auto query_slots = {attend.query, attend.output_gradient, attend.lse, attend.delta, attend.query_gradient};
+    const auto key_slots = {attend.key, attend.value, attend.key_gradient, attend.value_gradient};
+    return CheckTiles(attend.heads, attend.tiles, query_slots, key_slots);
+  }
+  Status CheckGradient(SlotId slot, SlotContent content) const { return CheckSlot(slot, content, true, "gradient"); }
+  Status CheckPartialGradient(SlotId slot, const char* role) const {
+    if (!Exists(slot)) return Error(absl::StrCat(role, " slot ", slot, " does not exist"));
+    if (Rounded(program_.slots[slot].content).has_value()) return absl::OkStatus();
+    return Error(absl::StrCat(role, " slot ", slot, " holds ", std::string(Name(program_.slots[slot].content))));
+  }
+  // What becomes of a partial gradient; nothing of other contents.
+  static std::optional<SlotContent> Rounded(SlotContent content) {
+    switch (content) {
+      case SlotContent::kPartialQueryGradient:
+        return SlotContent::kQueryGradient;
+      case SlotContent::kPartialKeyGradient:
+        return SlotContent::kKeyGradient;
+      case SlotContent::kPartialValueGradient:
+        return SlotContent::kValueGradient;
+      default:
+        return std::nullopt;
+    }
+  }
+  Status CheckBody(const ZeroStep& zero) const {
+    TESSERA_RETURN_IF_ERROR(CheckPartialGradient(zero.slot, "zeroed"));
+    return CheckRows(zero.slot, zero.rows, "zeroed");
+  }
+  Status CheckBody(const AddStep& add) const {
+    TESSERA_RETURN_IF_ERROR(CheckPartialGradient(add.source, "source"));
+    TESSERA_RETURN_IF_ERROR(CheckSlot(add.destination, program_.slots[add.source].content, true, "destination"));
+    if (add.source == add.destination) return Error("adds a slot to itself");
+    TESSERA_RETURN_IF_ERROR(CheckHeads(add.destination, program_.slots[add.source].heads, "added"));
+    return CheckRuns(add.rows, {add.source}, {add.destination}, "added");
+  }
+  Status CheckBody(const RoundStep& round) const {
+    TESSERA_RETURN_IF_ERROR(CheckPartialGradient(round.source, "source"));
+    TESSERA_RETURN_IF_ERROR(
+        CheckSlot(round.destination, *Rounded(program_.slots[round.source].content), true, "destination"));
+    TESSERA_RETURN_IF_ERROR(CheckSameHeads({round.source, round.destination}));
+    return CheckSameRows({round.source, round.destination});
+  }
 };
 
 }  // namespace

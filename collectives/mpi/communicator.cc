@@ -11,6 +11,11 @@
 namespace tessera {
 
 StatusOr<std::unique_ptr<Communicator>> MakeMpiWorld(const MpiOptions& options) {
+  const MPI_Comm world = MPI_COMM_WORLD;
+  return MakeMpiCommunicator(&world, options);
+}
+
+StatusOr<std::unique_ptr<Communicator>> MakeMpiCommunicator(const void* mpi_comm, const MpiOptions& options) {
   if (options.deadline.count() <= 0 || options.heartbeat_interval.count() <= 0) {
     return absl::InvalidArgumentError("the deadline and the heartbeat interval must be positive");
   }
@@ -27,7 +32,14 @@ StatusOr<std::unique_ptr<Communicator>> MakeMpiWorld(const MpiOptions& options) 
   if (threads < MPI_THREAD_MULTIPLE) {
     return absl::FailedPreconditionError("MPI was not initialised with MPI_THREAD_MULTIPLE");
   }
-  TESSERA_ASSIGN_OR_RETURN(auto transport, internal::MpiTransport::Make(options));
+  if (mpi_comm == nullptr) return absl::InvalidArgumentError("mpi_comm is null; it must point to an MPI_Comm");
+  const MPI_Comm comm = *static_cast<const MPI_Comm*>(mpi_comm);
+  if (comm == MPI_COMM_NULL) return absl::InvalidArgumentError("mpi_comm is MPI_COMM_NULL");
+  int between_groups = 0;
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_test_inter, comm, &between_groups);
+  if (between_groups)
+    return absl::InvalidArgumentError("mpi_comm is an intercommunicator; its ranks must be one group");
+  TESSERA_ASSIGN_OR_RETURN(auto transport, internal::MpiTransport::Make(MPI_Comm_c2f(comm), options));
   return internal::GroupCommunicator::MakeWorld(std::move(transport));
 }
 

@@ -21,11 +21,11 @@ Status PollFor(std::chrono::milliseconds deadline, const std::string& what,
   }
 }
 
-StatusOr<int> DuplicateWorld(std::chrono::milliseconds deadline) {
+StatusOr<int> Duplicate(int parent, std::chrono::milliseconds deadline) {
   MPI_Comm duplicate = MPI_COMM_NULL;
   MPI_Request request = MPI_REQUEST_NULL;
-  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_idup, MPI_COMM_WORLD, &duplicate, &request);
-  TESSERA_RETURN_IF_ERROR(PollFor(deadline, "duplicating MPI_COMM_WORLD", [&]() -> StatusOr<bool> {
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_idup, MPI_Comm_f2c(parent), &duplicate, &request);
+  TESSERA_RETURN_IF_ERROR(PollFor(deadline, "duplicating the communicator", [&]() -> StatusOr<bool> {
     int done = 0;
     TESSERA_MPI_RETURN_IF_ERROR(MPI_Test, &request, &done, MPI_STATUS_IGNORE);
     return done != 0;

@@ -1,5 +1,5 @@
-// Private duplicates of MPI_COMM_WORLD, and waiting for MPI requests with a bound. Communicators are passed as Fortran
-// handles, which are plain integers, so that this header needs no <mpi.h>.
+// Private duplicates of the caller's communicator, and waiting for MPI requests with a bound. Communicators are passed
+// as Fortran handles, which are plain integers, so that this header needs no <mpi.h>.
 #pragma once
 
 #include <chrono>
@@ -9,8 +9,8 @@
 
 namespace tessera::internal {
 
-// Collective over MPI_COMM_WORLD. The duplicate returns errors instead of aborting.
-StatusOr<int> DuplicateWorld(std::chrono::milliseconds deadline);
+// Collective over `parent`. The duplicate returns errors instead of aborting.
+StatusOr<int> Duplicate(int parent, std::chrono::milliseconds deadline);
 Status FreeDuplicate(int handle);
 
 // Polls `done` until it is true, an error, or `deadline` has passed.

@@ -103,10 +103,10 @@ struct Heartbeat::Impl {
 
 Heartbeat::Heartbeat(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-StatusOr<std::unique_ptr<Heartbeat>> Heartbeat::Start(std::shared_ptr<Liveness> liveness,
+StatusOr<std::unique_ptr<Heartbeat>> Heartbeat::Start(int parent, std::shared_ptr<Liveness> liveness,
                                                       std::chrono::milliseconds interval) {
   auto impl = std::make_unique<Impl>();
-  TESSERA_ASSIGN_OR_RETURN(impl->handle, DuplicateWorld(liveness->deadline()));
+  TESSERA_ASSIGN_OR_RETURN(impl->handle, Duplicate(parent, liveness->deadline()));
   impl->comm = MPI_Comm_f2c(impl->handle);
   TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_size, impl->comm, &impl->size);
   impl->liveness = std::move(liveness);

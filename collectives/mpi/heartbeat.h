@@ -11,8 +11,8 @@ namespace tessera::internal {
 
 class Heartbeat {
  public:
-  // Collective over MPI_COMM_WORLD. Needs MPI_THREAD_MULTIPLE.
-  static StatusOr<std::unique_ptr<Heartbeat>> Start(std::shared_ptr<Liveness> liveness,
+  // Collective over `parent`, a Fortran handle. Needs MPI_THREAD_MULTIPLE.
+  static StatusOr<std::unique_ptr<Heartbeat>> Start(int parent, std::shared_ptr<Liveness> liveness,
                                                     std::chrono::milliseconds interval);
   // Stops the thread. Leaves the communicator to MPI unless Finish() succeeded.
   ~Heartbeat();

@@ -79,27 +79,29 @@ class MpiMessage final : public RequestImpl {
 
 }  // namespace
 
-StatusOr<std::shared_ptr<Transport>> MpiTransport::Make(const MpiOptions& options) {
+StatusOr<std::shared_ptr<Transport>> MpiTransport::Make(int parent, const MpiOptions& options) {
+  const MPI_Comm world = MPI_Comm_f2c(parent);
   std::shared_ptr<MpiTransport> transport(new MpiTransport);
   transport->chunk_bytes_ = options.chunk_bytes;
-  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_rank, MPI_COMM_WORLD, &transport->rank_);
-  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_size, MPI_COMM_WORLD, &transport->size_);
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_rank, world, &transport->rank_);
+  TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_size, world, &transport->size_);
   const uint64_t host = HostIdentity();
   transport->liveness_ = std::make_shared<Liveness>(LivenessOptions{
       .rank = transport->rank_,
       .size = transport->size_,
       .deadline = options.deadline,
+      .finished_ranks_beat = true,
       .host = host,
       .pid = static_cast<int32_t>(getpid()),
       .is_gone = [host](int, const RankRecord& peer) { return peer.host == host && ProcessIsGone(peer.pid); }});
-  TESSERA_ASSIGN_OR_RETURN(transport->handle_, DuplicateWorld(options.deadline));
+  TESSERA_ASSIGN_OR_RETURN(transport->handle_, Duplicate(parent, options.deadline));
   int* tag_upper_bound = nullptr;
   int found = 0;
   TESSERA_MPI_RETURN_IF_ERROR(MPI_Comm_get_attr, MPI_COMM_WORLD, MPI_TAG_UB, &tag_upper_bound, &found);
   transport->tag_limit_ = found ? int64_t{*tag_upper_bound} + 1 : 32768;  // the least that MPI allows
   const auto interval = std::clamp<std::chrono::milliseconds>(options.deadline / 40, std::chrono::milliseconds(5),
                                                               options.heartbeat_interval);
-  TESSERA_ASSIGN_OR_RETURN(transport->heartbeat_, Heartbeat::Start(transport->liveness_, interval));
+  TESSERA_ASSIGN_OR_RETURN(transport->heartbeat_, Heartbeat::Start(parent, transport->liveness_, interval));
   RegisterWorld(transport->liveness_);
   return std::shared_ptr<Transport>(std::move(transport));
 }

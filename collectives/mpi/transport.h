@@ -1,4 +1,4 @@
-// Messages over a private duplicate of MPI_COMM_WORLD.
+// Messages over a private duplicate of the caller's communicator.
 #pragma once
 
 #include <chrono>
@@ -13,8 +13,8 @@ namespace tessera::internal {
 
 class MpiTransport final : public Transport {
  public:
-  // Collective over MPI_COMM_WORLD.
-  static StatusOr<std::shared_ptr<Transport>> Make(const MpiOptions& options);
+  // Collective over `parent`, a Fortran handle.
+  static StatusOr<std::shared_ptr<Transport>> Make(int parent, const MpiOptions& options);
   // Collective while the world is healthy: waits for all ranks, then frees the communicators. Otherwise leaves them to
   // the end of the process.
   ~MpiTransport() override;

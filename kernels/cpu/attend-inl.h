@@ -48,7 +48,10 @@ class TaskRunner {
     for (const KeyRows& keys : task_.group->keys) {
       mask_.Reset(args_.bands, queries, keys.keys);
       for (const Range& run : mask_.key_blocks()) {
-        for (int64_t block = run.begin; block < run.end; ++block) FoldKeyBlock(keys, block * kKeyBlock);
+        for (int64_t block = run.begin; block < run.end; ++block) {
+          if (IsSet(args_.cancelled)) return;
+          FoldKeyBlock(keys, block * kKeyBlock);
+        }
       }
     }
     StoreRows();

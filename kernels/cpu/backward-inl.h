@@ -87,7 +87,10 @@ class BackwardRunner {
     if (mask_.key_blocks().empty()) return;
     LoadRows();
     for (const Range& run : mask_.key_blocks()) {
-      for (int64_t block = run.begin; block < run.end; ++block) FoldKeyBlock(block * kKeyBlock);
+      for (int64_t block = run.begin; block < run.end; ++block) {
+        if (IsSet(args_.cancelled)) return;
+        FoldKeyBlock(block * kKeyBlock);
+      }
     }
     for (int pair = 0; pair < pairs_; ++pair) {
       AddRow(At(layout_.query_gradient, pair, layout_.qk_stride), args_.query.width,

@@ -101,13 +101,14 @@ Status RunBackward(const AttendBackwardArgs& args, AttendBackwardTask run, std::
     for (const std::vector<BackwardTask>& round : tasks) {
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < round.size(); ++i) {
-        if (!failed) run(args, round[i], mask, arena.get());
+        if (!failed && !IsSet(args.cancelled)) run(args, round[i], mask, arena.get());
       }
     }
   }
   if (failed) {
     return absl::ResourceExhaustedError(absl::StrCat(std::string(name), ": no memory for ", floats * 4, " bytes"));
   }
+  if (IsSet(args.cancelled)) return absl::CancelledError(absl::StrCat(std::string(name), ": cancelled"));
   return absl::OkStatus();
 }
 

@@ -82,6 +82,7 @@ class CpuKernel final : public AttentionKernel {
         }
       }
       TESSERA_RETURN_IF_ERROR(Run(args, tasks));
+      if (IsSet(args.cancelled)) return absl::CancelledError(absl::StrCat(name_, ": cancelled"));
     }
     return absl::OkStatus();
   }
@@ -108,7 +109,7 @@ class CpuKernel final : public AttentionKernel {
       if (arena == nullptr) failed = true;
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < tasks.size(); ++i) {
-        if (!failed) set_.attend(args, tasks[i], mask, arena.get());
+        if (!failed && !IsSet(args.cancelled)) set_.attend(args, tasks[i], mask, arena.get());
       }
     }
     if (failed) return absl::ResourceExhaustedError(absl::StrCat(name_, ": no memory for ", floats * 4, " bytes"));

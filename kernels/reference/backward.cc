@@ -88,6 +88,7 @@ Status AttendBackward(const AttendBackwardArgs& args) {
       RowSums dq(args.query.width);
       for (const Tile& tile : args.tiles) {
         for (int64_t i = 0; i < tile.queries.count; ++i) {
+          if (IsSet(args.cancelled)) continue;
           runs.clear();
           AppendRuns(args.bands, tile.queries.token(i), tile.key_row, tile.keys, &runs);
           const int64_t row = tile.query_row + i;
@@ -106,7 +107,7 @@ Status AttendBackward(const AttendBackwardArgs& args) {
     dk.AddTo(args.key_gradient, kv_head);
     dv.AddTo(args.value_gradient, kv_head);
   }
-  return absl::OkStatus();
+  return IsSet(args.cancelled) ? absl::CancelledError("reference: cancelled") : absl::OkStatus();
 }
 
 StatusOr<Gradients> AttentionBackward(const ConstTensorView& query, const ConstTensorView& key,

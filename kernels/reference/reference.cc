@@ -68,6 +68,7 @@ class ReferenceKernel final : public AttentionKernel {
       std::vector<KeyRun> runs;
       for (const Tile& tile : args.tiles) {
         for (int64_t row = 0; row < tile.queries.count; ++row) {
+          if (IsSet(args.cancelled)) continue;
           runs.clear();
           AppendRuns(args.bands, tile.queries.token(row), tile.key_row, tile.keys, &runs);
           if (runs.empty()) continue;
@@ -78,7 +79,7 @@ class ReferenceKernel final : public AttentionKernel {
         }
       }
     }
-    return absl::OkStatus();
+    return IsSet(args.cancelled) ? absl::CancelledError("reference: cancelled") : absl::OkStatus();
   }
   Status AttendBackward(const AttendBackwardArgs& args) const override {
     return reference::AttendBackward(args);

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <vector>
 
@@ -34,6 +36,31 @@ Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what) {
                       "the same release",
                       std::string(what), strangers.size() == 1 ? "" : "s", absl::StrJoin(strangers, ", "),
                       strangers.size() == 1 ? "s" : "", ranks - static_cast<int>(strangers.size())));
+}
+
+Status AgreeOnReadiness(Communicator& comm, const Status& status, std::string_view what) {
+  struct Notice {
+    int32_t code = 0;
+    char text[252] = {};
+  };
+  Notice mine;
+  mine.code = static_cast<int32_t>(status.code());
+  const std::string text(status.message());
+  std::memcpy(mine.text, text.data(), std::min(text.size(), sizeof mine.text - 1));
+  std::vector<Notice> notices(comm.size());
+  std::vector<int64_t> counts(comm.size(), sizeof mine);
+  std::vector<int64_t> displacements(comm.size());
+  for (int r = 0; r < comm.size(); ++r) displacements[r] = r * int64_t{sizeof mine};
+  TESSERA_ASSIGN_OR_RETURN(
+      Request request, comm.AllGatherV(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(notices.data()),
+                                       counts, displacements));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, what));
+  for (int r = 0; r < comm.size(); ++r) {
+    if (notices[r].code == 0) continue;
+    return Status(static_cast<absl::StatusCode>(notices[r].code),
+                  absl::StrFormat("rank %d, %s: %s", r, std::string(what), notices[r].text));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace tessera

@@ -1,25 +1,39 @@
 #include "runtime/engine/attention.h"
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
 #include "partition/planner.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/slots.h"
+#include "runtime/engine/tensor_check.h"
 #include "runtime/engine/transfer.h"
 
 namespace tessera {
 
-struct Attention::State {
+namespace {
+
+// A plan of one pass made ready to run on this rank.
+struct ReadyPass {
   PlanSpec spec;
   RankProgram program;
-  AttentionOptions options;
-  const AttentionKernel* kernel = nullptr;
   Communicators comms;
   SlotTable slots;
   std::unique_ptr<Executor> executor;
-  HostBuffer dense[kExternalSlots];  // copies of tensors that are not dense, made when first needed
+  HostBuffer dense[kBackwardExternalSlots];  // copies of tensors that are not dense, made when first needed
+};
+
+}  // namespace
+
+struct Attention::State {
+  AttentionOptions options;
+  const AttentionKernel* kernel = nullptr;
+  Communicator* world = nullptr;
+  ReadyPass forward;
+  std::unique_ptr<ReadyPass> backward;
+  bool has_run_forward = false;
   ExecutionStats stats;
   Trace trace;
   Status failure;  // the first error; sticks
@@ -45,33 +59,6 @@ Traffic Since(const Traffic& now, const Traffic& before) {
           now.messages_sent - before.messages_sent, now.messages_received - before.messages_received};
 }
 
-Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype) {
-  const auto reject = [&](const char* field, const auto& value, const auto& expected) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(std::string(name), ": ", field, " is ", value, "; this rank's plan needs ", expected));
-  };
-  if (view.rows != slot.rows) return reject("rows", view.rows, slot.rows);
-  if (view.heads != slot.heads.size()) return reject("heads", view.heads, slot.heads.size());
-  if (view.width != slot.width) return reject("width", view.width, slot.width);
-  if (view.dtype != dtype) return reject("dtype", std::string(Name(view.dtype)), std::string(Name(dtype)));
-  if (view.space != MemorySpace::kHost) return reject("memory space", "device", "host");
-  if (view.data == nullptr && view.elements() > 0) return reject("data", "null", "memory");
-  return absl::OkStatus();
-}
-
-Status CheckVector(std::string_view name, std::span<const float> values, bool needed, int heads) {
-  const size_t expected = needed ? heads : 0;
-  if (values.size() != expected) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %d values; the problem needs %d", std::string(name), values.size(), expected));
-  }
-  for (float value : values) {
-    if (std::isnan(value))
-      return absl::InvalidArgumentError(absl::StrFormat("%s: a value is NaN; it must be a number", std::string(name)));
-  }
-  return absl::OkStatus();
-}
-
 // Copies [rows, heads, width] between views of equal shape and dtype, any strides.
 void CopyTensor(const ConstTensorView& from, const TensorView& to) {
   const size_t run = from.width * SizeInBytes(from.dtype);
@@ -80,15 +67,91 @@ void CopyTensor(const ConstTensorView& from, const TensorView& to) {
   }
 }
 
+// A tensor the caller gave for an external slot. Inputs are copied in when they are not dense, outputs copied out.
+struct Binding {
+  SlotId slot;
+  ConstTensorView view;
+  bool output;
+};
+
+TensorView Writable(const ConstTensorView& view) {
+  return {const_cast<void*>(view.data),
+          view.dtype,
+          view.space,
+          view.rows,
+          view.heads,
+          view.width,
+          view.row_stride,
+          view.head_stride};
+}
+
+// Binds the tensors, runs the program, unbinds.
+Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const HeadVectors& vectors, ExecutionStats& stats,
+               Trace& trace) {
+  std::vector<TensorView> bound;
+  for (const Binding& binding : bindings) {
+    TensorView view = Writable(binding.view);  // plans never write to input slots: see Verify
+    if (!view.IsDense()) {
+      HostBuffer& copy = pass.dense[binding.slot];
+      if (copy.bytes() < view.bytes()) {
+        TESSERA_ASSIGN_OR_RETURN(copy, HostBuffer::Allocate(view.bytes(), "a dense copy of a strided tensor"));
+      }
+      view = TensorView::Dense(copy.data(), view.dtype, view.rows, view.heads, view.width);
+      if (!binding.output) CopyTensor(binding.view, view);
+    }
+    pass.slots.BindExternal(binding.slot, view.data);
+    bound.push_back(view);
+  }
+  const Traffic before = TotalTraffic(pass.comms);
+  trace.events.clear();
+  TESSERA_RETURN_IF_ERROR(pass.executor->Run(pass.slots, vectors, stats, trace));
+  stats.traffic = Since(TotalTraffic(pass.comms), before);
+  stats.slot_bytes = pass.program.SlotBytes();
+  for (size_t i = 0; i < bindings.size(); ++i) {
+    if (bindings[i].output && bound[i].data != bindings[i].view.data) CopyTensor(bound[i], Writable(bindings[i].view));
+  }
+  return absl::OkStatus();
+}
+
+Status PrepareProgram(ReadyPass& pass, int rank) {
+  pass.program = BuildRankProgram(pass.spec, rank);
+  TESSERA_ASSIGN_OR_RETURN(pass.slots, SlotTable::Allocate(pass.program, pass.spec.problem.dtype));
+  return absl::OkStatus();
+}
+
+// Collective: makes the communicators of the program's groups.
+Status Connect(ReadyPass& pass, Communicator& world) {
+  pass.comms.world = &world;
+  for (const std::vector<int>& group : pass.program.groups) {
+    const auto position = std::find(group.begin(), group.end(), world.rank()) - group.begin();
+    TESSERA_ASSIGN_OR_RETURN(auto part, world.Split(group[0], static_cast<int>(position)));
+    pass.comms.groups.push_back(std::move(part));
+  }
+  return absl::OkStatus();
+}
+
+// The sink is a key without a value; its gradient is a sum over all queries of all ranks, added in rank order.
+Status SumSinkGradient(const ReadyPass& pass, const HeadVectors& vectors, std::span<float> gradient) {
+  std::vector<float> local(gradient.size(), 0.0f);
+  AddSinkGradient(pass.slots.View(kResultLseSlot), pass.slots.View(kOwnDeltaSlot), vectors.sinks, local);
+  TESSERA_ASSIGN_OR_RETURN(Request request, pass.comms.world->AllReduceSum(local, gradient));
+  return Wait(*pass.comms.world, request, "the sum of sink gradients");
+}
+
 }  // namespace
 
 Attention::Attention(std::unique_ptr<State> state) : state_(std::move(state)) {}
-Attention::~Attention() = default;
+Attention::~Attention() {
+  // After a failure messages may still be under way, and a transport may write to slots until the communicator is gone.
+  // The job is about to end: better to leak than to let memory be reused under a message.
+  if (state_ != nullptr && !state_->failure.ok()) static_cast<void>(state_.release());
+}
 
 StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const PlanSpec& spec,
                                                        const AttentionOptions& options) {
   TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec.problem), "problem"));
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec), "plan"));
+  // Whether there is a backward pass is part of what all ranks must do alike.
+  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, Hash(spec) + (options.backward ? 1 : 0), "plan"));
   // From here on every rank sees the same spec, so these checks give the same answer everywhere.
   TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
   if (comm.size() != spec.mesh.size()) {
@@ -96,10 +159,15 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
                                                       spec.mesh.size(), spec.mesh.ToString(), comm.size()));
   }
   auto state = std::make_unique<State>();
-  state->spec = spec;
   state->options = options;
-  state->comms.world = &comm;
+  state->world = &comm;
   state->trace.rank = comm.rank();
+  state->forward.spec = spec;
+  if (options.backward) {
+    state->backward = std::make_unique<ReadyPass>();
+    state->backward->spec = spec;
+    state->backward->spec.pass = Pass::kBackward;
+  }
   // Kernels and memory differ between machines: what fails on one rank must fail on all.
   const Status local = [&]() -> Status {
     if (options.threads < 1) {
@@ -108,20 +176,15 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
     }
     const AttentionTraits traits{spec.problem.dtype, spec.problem.qk_width, spec.problem.v_width};
     TESSERA_ASSIGN_OR_RETURN(state->kernel, FindAttentionKernel(traits, options.kernel));
-    state->program = BuildRankProgram(state->spec, comm.rank());
-    TESSERA_ASSIGN_OR_RETURN(state->slots, SlotTable::Allocate(state->program, spec.problem.dtype));
-    return absl::OkStatus();
+    TESSERA_RETURN_IF_ERROR(PrepareProgram(state->forward, comm.rank()));
+    return options.backward ? PrepareProgram(*state->backward, comm.rank()) : absl::OkStatus();
   }();
-  const Status everywhere = AgreeOnHash(comm, local.ok() ? 1 : 0, "readiness to execute the plan");
-  if (!local.ok()) return local;
-  TESSERA_RETURN_IF_ERROR(everywhere);
-  for (const std::vector<int>& group : state->program.groups) {
-    const auto position = std::find(group.begin(), group.end(), comm.rank()) - group.begin();
-    TESSERA_ASSIGN_OR_RETURN(auto part, comm.Split(group[0], static_cast<int>(position)));
-    state->comms.groups.push_back(std::move(part));
+  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to execute the plan"));
+  for (ReadyPass* pass : {&state->forward, state->backward.get()}) {
+    if (pass == nullptr) continue;
+    TESSERA_RETURN_IF_ERROR(Connect(*pass, comm));
+    pass->executor = std::make_unique<Executor>(pass->spec, pass->program, *state->kernel, state->options, pass->comms);
   }
-  state->executor =
-      std::make_unique<Executor>(state->spec, state->program, *state->kernel, state->options, state->comms);
   return std::unique_ptr<Attention>(new Attention(std::move(state)));
 }
 
@@ -130,8 +193,8 @@ Status Attention::Forward(const ConstTensorView& query, const ConstTensorView& k
                           CpuStream& stream) {
   State& state = *state_;
   TESSERA_RETURN_IF_ERROR(state.failure);
-  const Problem& problem = state.spec.problem;
-  const std::vector<Slot>& slots = state.program.slots;
+  const Problem& problem = state.forward.spec.problem;
+  const std::vector<Slot>& slots = state.forward.program.slots;
   TESSERA_RETURN_IF_ERROR(CheckTensor("query", query, slots[kQuerySlot], problem.dtype));
   TESSERA_RETURN_IF_ERROR(CheckTensor("key", key, slots[kKeySlot], problem.dtype));
   TESSERA_RETURN_IF_ERROR(CheckTensor("value", value, slots[kValueSlot], problem.dtype));
@@ -139,53 +202,71 @@ Status Attention::Forward(const ConstTensorView& query, const ConstTensorView& k
   TESSERA_RETURN_IF_ERROR(CheckTensor("lse", lse, slots[kResultLseSlot], DType::kFloat32));
   TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi, problem.query_heads));
   TESSERA_RETURN_IF_ERROR(CheckVector("sinks", vectors.sinks, problem.score.sink, problem.query_heads));
-
   stream.Submit([&state, query, key, value, output, lse, vectors]() -> Status {
-    const auto dense = [&](SlotId id, const ConstTensorView& view) -> StatusOr<TensorView> {
-      if (state.dense[id].bytes() < view.bytes()) {
-        TESSERA_ASSIGN_OR_RETURN(state.dense[id],
-                                 HostBuffer::Allocate(view.bytes(), "a dense copy of a strided tensor"));
-      }
-      return TensorView::Dense(state.dense[id].data(), view.dtype, view.rows, view.heads, view.width);
-    };
-    const auto run = [&]() -> Status {
-      for (const auto& [id, view] : {std::pair{kQuerySlot, query}, {kKeySlot, key}, {kValueSlot, value}}) {
-        if (view.IsDense()) {
-          state.slots.BindExternal(id, const_cast<void*>(view.data));  // plans never write to input slots: see Verify
-        } else {
-          TESSERA_ASSIGN_OR_RETURN(const TensorView copy, dense(id, view));
-          CopyTensor(view, copy);
-          state.slots.BindExternal(id, copy.data);
-        }
-      }
-      TensorView result = output;
-      TensorView result_lse = lse;
-      if (!output.IsDense()) {
-        TESSERA_ASSIGN_OR_RETURN(result, dense(kResultSlot, output));
-      }
-      if (!lse.IsDense()) {
-        TESSERA_ASSIGN_OR_RETURN(result_lse, dense(kResultLseSlot, lse));
-      }
-      state.slots.BindExternal(kResultSlot, result.data);
-      state.slots.BindExternal(kResultLseSlot, result_lse.data);
-      const Traffic before = TotalTraffic(state.comms);
-      state.trace.events.clear();
-      TESSERA_RETURN_IF_ERROR(state.executor->Run(state.slots, vectors, state.stats, state.trace));
-      state.stats.traffic = Since(TotalTraffic(state.comms), before);
-      state.stats.slot_bytes = state.program.SlotBytes();
-      if (!output.IsDense()) CopyTensor(result, output);
-      if (!lse.IsDense()) CopyTensor(result_lse, lse);
-      return absl::OkStatus();
-    };
-    Status status = run();
+    const Binding bindings[] = {{kQuerySlot, query, false},
+                                {kKeySlot, key, false},
+                                {kValueSlot, value, false},
+                                {kResultSlot, output, true},
+                                {kResultLseSlot, lse, true}};
+    const Status status = RunPass(state.forward, bindings, vectors, state.stats, state.trace);
     if (!status.ok()) state.failure = status;
     return status;
   });
+  state.has_run_forward = true;
+  return absl::OkStatus();
+}
+
+Status Attention::Backward(const BackwardTensors& tensors, const HeadVectors& vectors, CpuStream& stream) {
+  State& state = *state_;
+  TESSERA_RETURN_IF_ERROR(state.failure);
+  if (state.backward == nullptr) {
+    return absl::FailedPreconditionError("backward: this attention was created without options.backward");
+  }
+  if (!state.has_run_forward) {
+    return absl::FailedPreconditionError(
+        "backward: forward has not run; it produces the output and lse that backward reads");
+  }
+  const Problem& problem = state.forward.spec.problem;
+  const Binding bindings[] = {{kQuerySlot, tensors.query, false},
+                              {kKeySlot, tensors.key, false},
+                              {kValueSlot, tensors.value, false},
+                              {kResultSlot, tensors.output, false},
+                              {kResultLseSlot, tensors.lse, false},
+                              {kOutputGradientSlot, tensors.output_gradient, false},
+                              {kQueryGradientSlot, tensors.query_gradient, true},
+                              {kKeyGradientSlot, tensors.key_gradient, true},
+                              {kValueGradientSlot, tensors.value_gradient, true}};
+  constexpr const char* names[] = {
+      "query", "key", "value", "output", "lse", "output_gradient", "query_gradient", "key_gradient", "value_gradient"};
+  for (const Binding& b : bindings) {
+    const DType dtype = b.slot == kResultLseSlot ? DType::kFloat32 : problem.dtype;
+    TESSERA_RETURN_IF_ERROR(CheckTensor(names[b.slot], b.view, state.backward->program.slots[b.slot], dtype));
+  }
+  for (const Binding& b : bindings) {
+    for (const Binding& other : bindings) {
+      if (!b.output || b.slot == other.slot) continue;
+      TESSERA_RETURN_IF_ERROR(CheckDisjoint(names[b.slot], b.view, names[other.slot], other.view));
+    }
+  }
+  TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi, problem.query_heads));
+  TESSERA_RETURN_IF_ERROR(CheckVector("sinks", vectors.sinks, problem.score.sink, problem.query_heads));
+  const size_t sinks = problem.score.sink ? problem.query_heads : 0;
+  if (tensors.sink_gradient.size() != sinks) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("sink_gradient: %d values; the problem needs %d", tensors.sink_gradient.size(), sinks));
+  }
+  stream.Submit(
+      [&state, bindings = std::to_array(bindings), sink_gradient = tensors.sink_gradient, vectors]() -> Status {
+        Status status = RunPass(*state.backward, bindings, vectors, state.stats, state.trace);
+        if (status.ok() && !sink_gradient.empty()) status = SumSinkGradient(*state.backward, vectors, sink_gradient);
+        if (!status.ok()) state.failure = status;
+        return status;
+      });
   return absl::OkStatus();
 }
 
 const RankProgram& Attention::program() const {
-  return state_->program;
+  return state_->forward.program;
 }
 std::string_view Attention::kernel_name() const {
   return state_->kernel->name();

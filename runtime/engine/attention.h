@@ -17,9 +17,10 @@
 namespace tessera {
 
 struct AttentionOptions {
-  std::string kernel;  // implementation by name; empty = the fastest that serves the problem
-  int threads = 1;     // compute threads of this rank
-  bool trace = false;  // record a TraceEvent per step
+  std::string kernel;     // implementation by name; empty = the fastest that serves the problem
+  int threads = 1;        // compute threads of this rank
+  bool trace = false;     // record a TraceEvent per step
+  bool backward = false;  // also prepare Backward(): its plan, slots and communicators
 };
 
 // Per-head vectors, [query_heads] fp32 on the host; needed exactly when the problem's score options ask for them.
@@ -28,7 +29,20 @@ struct HeadVectors {
   std::span<const float> sinks;
 };
 
-// What the last Forward did, for records.
+// The caller's tensors of a backward pass, local rows in the layout's order, host, unit width stride; shapes as in
+// Forward.
+struct BackwardTensors {
+  ConstTensorView query, key, value;  // as given to Forward
+  ConstTensorView output;             // what Forward returned
+  ConstTensorView lse;
+  ConstTensorView output_gradient;  // [local query rows, query_heads, v_width], the problem's dtype
+  TensorView query_gradient;        // [local query rows, query_heads, qk_width], the problem's dtype
+  TensorView key_gradient;          // [local key rows, kv_heads, qk_width], the problem's dtype
+  TensorView value_gradient;        // [local key rows, kv_heads, v_width], the problem's dtype
+  std::span<float> sink_gradient;   // [query_heads] fp32, summed over all ranks; empty without sinks
+};
+
+// What the last execution did, for records.
 struct ExecutionStats {
   double seconds = 0;          // wall clock of this rank's program
   double compute_seconds = 0;  // inside kernels
@@ -58,6 +72,12 @@ class Attention {
   Status Forward(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
                  const TensorView& output, const TensorView& lse, const HeadVectors& vectors, CpuStream& stream);
 
+  // Collective and asynchronous like Forward; needs options.backward and an earlier Forward (FailedPrecondition
+  // otherwise). Gradients are overwritten, not added to. InvalidArgument, before anything moves, names a tensor that is
+  // wrong or a gradient that overlaps another tensor. Key and value gradients are summed in fp32 in a fixed order and
+  // rounded once.
+  Status Backward(const BackwardTensors& tensors, const HeadVectors& vectors, CpuStream& stream);
+
   const RankProgram& program() const;
   std::string_view kernel_name() const;
   const ExecutionStats& stats() const;  // of the last completed Forward
@@ -71,5 +91,8 @@ class Attention {
 
 // Gathers every rank's digest and fails on all ranks, naming the ones that disagree with the majority.
 Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what);
+
+// Gathers every rank's status; all return the error of the lowest rank that has one, naming it.
+Status AgreeOnReadiness(Communicator& comm, const Status& status, std::string_view what);
 
 }  // namespace tessera

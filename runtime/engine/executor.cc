@@ -29,6 +29,22 @@ TraceLane LaneOf(const StepBody& body) {
   return std::holds_alternative<SendStep>(body) ? TraceLane::kSend : TraceLane::kReceive;
 }
 
+// destination rows += source rows; heads of the source begin at `first_head` of the destination. fp32.
+void AddRows(const TensorView& source, int64_t source_row, const TensorView& destination, int64_t destination_row,
+             int first_head, int64_t count) {
+  for (int64_t row = 0; row < count; ++row) {
+    const auto* from = static_cast<const float*>(source.At(source_row + row, 0));
+    auto* to = static_cast<float*>(destination.At(destination_row + row, first_head));
+    for (int64_t i = 0; i < int64_t{source.heads} * source.width; ++i) to[i] += from[i];
+  }
+}
+
+// Rounds fp32 to the destination's dtype; equal shapes, dense.
+void RoundRows(const TensorView& source, const TensorView& destination) {
+  const auto* from = static_cast<const float*>(source.data);
+  for (int64_t i = 0; i < source.elements(); ++i) StoreFromFloat(destination.data, destination.dtype, i, from[i]);
+}
+
 }  // namespace
 
 // The state of one run.
@@ -78,7 +94,8 @@ struct Executor::Execution {
       phases[id] = Phase::kRunning;
       ++computing;
       any = true;
-      executor.compute_.Submit([this, id] {
+      executor.compute_.Submit([this, id]() -> Status {
+        if (executor.cancelled_) return absl::CancelledError("the run has failed");
         const auto begin = Clock::now();
         Status status = executor.RunCompute(executor.program_.steps[id].body, slots, vectors);
         std::lock_guard lock(mutex);
@@ -195,6 +212,7 @@ struct Executor::Execution {
   StepId first_open = 0;
   int idle_polls = 0;
   Clock::duration compute_time{0};
+  Clock::duration exposed_time{0};  // the compute unit was idle while messages were under way
   std::mutex mutex;
   std::condition_variable compute_finished;
   std::vector<FinishedCompute> finished_compute;  // guarded by mutex
@@ -220,7 +238,12 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   Execution run(*this, slots, vectors, trace);
   const auto loop = [&]() -> Status {
     auto next_health = Clock::now();
+    comms_.world->ReportProgress(run.Progress());
+    auto checked_at = Clock::now();
     while (!run.Finished()) {
+      const auto now = Clock::now();
+      if (run.computing == 0 && !run.in_flight.empty()) run.exposed_time += now - checked_at;
+      checked_at = now;
       TESSERA_ASSIGN_OR_RETURN(bool progress, run.CollectCompute());
       TESSERA_ASSIGN_OR_RETURN(const bool started, run.StartTransfers());
       TESSERA_ASSIGN_OR_RETURN(const bool arrived, run.PollTransfers());
@@ -231,20 +254,25 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
         comms_.world->ReportProgress(run.Progress());
         continue;
       }
-      if (Clock::now() >= next_health) {
+      if (now >= next_health) {
         TESSERA_RETURN_IF_ERROR(comms_.world->Health());
-        next_health = Clock::now() + kHealthInterval;
+        next_health = now + kHealthInterval;
       }
       run.Nap();
     }
     return absl::OkStatus();
   };
   Status status = loop();
-  const Status compute_status = compute_.Synchronize();  // waits for the kernel that is running
+  if (!status.ok()) {
+    // Peers learn of it before the kernel that is running has noticed.
+    const RankProgress last = run.Progress();
+    comms_.world->ReportProgress({RankState::kFailed, last.step});
+    cancelled_ = true;
+  }
+  const Status compute_status = compute_.Synchronize();
   if (status.ok()) status = compute_status;
   if (!status.ok()) {
     const RankProgress last = run.Progress();
-    comms_.world->ReportProgress({RankState::kFailed, last.step});
     for (auto& flight : run.in_flight) abandoned_.push_back(std::move(flight.transfer));
     return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program_.rank, last.step,
                                                  last.step < static_cast<StepId>(program_.steps.size())
@@ -255,8 +283,26 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
   comms_.world->ReportProgress({RankState::kIdle, -1});
   stats.seconds = std::chrono::duration<double>(Clock::now() - run.start).count();
   stats.compute_seconds = std::chrono::duration<double>(run.compute_time).count();
-  stats.exposed_seconds = std::max(0.0, stats.seconds - stats.compute_seconds);
+  stats.exposed_seconds = std::chrono::duration<double>(run.exposed_time).count();
   return absl::OkStatus();
+}
+
+// What both passes tell a kernel about the problem.
+template <typename AttendStepOfPass, typename Args>
+void Executor::FillCommon(const AttendStepOfPass& step, const SlotTable& slots, const HeadVectors& vectors,
+                          Args& args) const {
+  const Problem& problem = spec_.problem;
+  args.tiles = step.tiles;
+  args.bands = problem.mask.bands();
+  args.first_query_head = slots.slot(step.query).heads.begin;
+  args.first_kv_head = slots.slot(step.key).heads.begin;
+  args.group = problem.group();
+  args.score.scale = problem.EffectiveScale();
+  args.score.soft_cap = problem.score.soft_cap;
+  if (problem.score.alibi) args.score.alibi_slopes = vectors.alibi_slopes.subspan(step.heads.begin, step.heads.size());
+  args.score.position_offset = problem.key_tokens - problem.query_tokens;
+  args.threads = options_.threads;
+  args.cancelled = &cancelled_;
 }
 
 Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const {
@@ -271,16 +317,7 @@ Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const 
     args.value = slots.View(attend->value);
     args.output = slots.View(attend->partial_output);
     args.lse = slots.View(attend->partial_lse);
-    args.tiles = attend->tiles;
-    args.bands = problem.mask.bands();
-    args.first_query_head = slots.slot(attend->query).heads.begin;
-    args.first_kv_head = slots.slot(attend->key).heads.begin;
-    args.group = problem.group();
-    args.score.scale = problem.EffectiveScale();
-    args.score.soft_cap = problem.score.soft_cap;
-    if (problem.score.alibi) args.score.alibi_slopes = heads_of(vectors.alibi_slopes, attend->heads);
-    args.score.position_offset = problem.key_tokens - problem.query_tokens;
-    args.threads = options_.threads;
+    FillCommon(*attend, slots, vectors, args);
     return kernel_.Attend(args);
   }
   if (const auto* clear = std::get_if<ClearStep>(&body)) {
@@ -298,11 +335,47 @@ Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const 
     }
     return absl::OkStatus();
   }
-  const auto& finish = std::get<FinishStep>(body);
-  const HeadRange heads = slots.slot(finish.partial_output).heads;
-  FinishPartials(slots.View(finish.partial_output), slots.View(finish.partial_lse),
-                 problem.score.sink ? heads_of(vectors.sinks, heads) : std::span<const float>(),
-                 slots.View(finish.result), slots.View(finish.result_lse), options_.threads);
+  if (const auto* finish = std::get_if<FinishStep>(&body)) {
+    const HeadRange heads = slots.slot(finish->partial_output).heads;
+    FinishPartials(slots.View(finish->partial_output), slots.View(finish->partial_lse),
+                   problem.score.sink ? heads_of(vectors.sinks, heads) : std::span<const float>(),
+                   slots.View(finish->result), slots.View(finish->result_lse), options_.threads);
+    return absl::OkStatus();
+  }
+  if (const auto* delta = std::get_if<DeltaStep>(&body)) {
+    ComputeDelta(slots.View(delta->output), slots.View(delta->output_gradient), slots.View(delta->delta),
+                 options_.threads);
+    return absl::OkStatus();
+  }
+  if (const auto* attend = std::get_if<AttendBackwardStep>(&body)) {
+    AttendBackwardArgs args;
+    args.query = slots.View(attend->query);
+    args.key = slots.View(attend->key);
+    args.value = slots.View(attend->value);
+    args.output_gradient = slots.View(attend->output_gradient);
+    args.lse = slots.View(attend->lse);
+    args.delta = slots.View(attend->delta);
+    args.query_gradient = slots.View(attend->query_gradient);
+    args.key_gradient = slots.View(attend->key_gradient);
+    args.value_gradient = slots.View(attend->value_gradient);
+    FillCommon(*attend, slots, vectors, args);
+    return kernel_.AttendBackward(args);
+  }
+  if (const auto* zero = std::get_if<ZeroStep>(&body)) {
+    std::memset(slots.data(zero->slot) + zero->rows.begin * slots.RowBytes(zero->slot), 0,
+                zero->rows.size() * slots.RowBytes(zero->slot));
+    return absl::OkStatus();
+  }
+  if (const auto* add = std::get_if<AddStep>(&body)) {
+    const int first_head = slots.slot(add->source).heads.begin - slots.slot(add->destination).heads.begin;
+    for (const MergeRows& rows : add->rows) {
+      AddRows(slots.View(add->source), rows.source_row, slots.View(add->destination), rows.destination_row, first_head,
+              rows.count);
+    }
+    return absl::OkStatus();
+  }
+  const auto& round = std::get<RoundStep>(body);
+  RoundRows(slots.View(round.source), slots.View(round.destination));
   return absl::OkStatus();
 }
 

@@ -2,11 +2,13 @@
 // allow. Internal to the engine.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <vector>
 
 #include "collectives/communicator.h"
 #include "kernels/attention.h"
+#include "kernels/attention_backward.h"
 #include "partition/plan.h"
 #include "runtime/device/stream.h"
 #include "runtime/engine/attention.h"
@@ -29,6 +31,8 @@ class Executor {
 
  private:
   struct Execution;
+  template <typename AttendStepOfPass, typename Args>
+  void FillCommon(const AttendStepOfPass& step, const SlotTable& slots, const HeadVectors& vectors, Args& args) const;
   Status RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const;
 
   const PlanSpec& spec_;
@@ -38,6 +42,7 @@ class Executor {
   Communicators& comms_;
   std::vector<std::vector<StepId>> successors_;  // per step: the steps that wait for it
   std::vector<int> waits_for_;                   // per step: dependencies counted at start
+  std::atomic<bool> cancelled_ = false;          // a run has failed: queued compute steps return at once
   CpuStream compute_;
   std::vector<Transfer> abandoned_;  // in flight when an error ended the run
 };

@@ -37,9 +37,8 @@ std::byte* SlotTable::RegionData(const Region& region) const {
 
 TensorView SlotTable::View(SlotId id) const {
   const Slot& slot = slots_[id];
-  const bool partial = slot.content == SlotContent::kPartialOutput || slot.content == SlotContent::kPartialLse ||
-                       slot.content == SlotContent::kResultLse;
-  return TensorView::Dense(data_[id], partial ? DType::kFloat32 : dtype_, slot.rows, slot.heads.size(), slot.width);
+  const bool single = slot.element_bytes == 4;  // all slots but the caller's dtype are fp32
+  return TensorView::Dense(data_[id], single ? DType::kFloat32 : dtype_, slot.rows, slot.heads.size(), slot.width);
 }
 
 // Visits the contiguous runs of a region in row order.

@@ -22,6 +22,7 @@ const std::map<std::string, Set> kMayInclude = {
     {"kernels", {"runtime/base"}},
     {"collectives", {"runtime/base"}},
     {"runtime/engine", {"runtime/base", "runtime/device", "partition", "kernels", "collectives"}},
+    {"runtime/capi", {"runtime/base", "runtime/device", "runtime/engine", "partition", "kernels", "collectives"}},
     {"launcher", {"runtime/base", "runtime/device", "runtime/engine", "partition", "kernels", "collectives"}},
 };
 

@@ -23,6 +23,7 @@ class LivenessTest : public ::testing::Test {
           LivenessOptions{.rank = r,
                           .size = size,
                           .deadline = deadline,
+                          .finished_ranks_beat = finished_ranks_beat_,
                           .host = 1,
                           .pid = 100 + r,
                           .is_gone = [this](int rank, const RankRecord&) { return gone_.contains(rank); },
@@ -46,6 +47,7 @@ class LivenessTest : public ::testing::Test {
   std::chrono::steady_clock::time_point now_{1000s};
   std::vector<std::unique_ptr<Liveness>> ranks_;
   std::set<int> stopped_;
+  bool finished_ranks_beat_ = false;
   std::set<int> gone_;
 };
 
@@ -198,6 +200,19 @@ TEST_F(LivenessTest, FinishedPeersAreAnErrorOnlyToAWaitingRankLeftAlone) {
   Pass(1s);
   EXPECT_EQ(Message(0), "rank 0 waits in plan step 4, but every other rank has finished");
   EXPECT_EQ(Message(2), "");
+}
+
+TEST_F(LivenessTest, AFinishedRankThatMustStillBeatIsMissed) {
+  finished_ranks_beat_ = true;
+  MakeWorld(3, 8s);
+  ranks_[0]->Report({RankState::kFinished, 9});
+  ranks_[1]->Report({RankState::kFinished, 9});
+  Pass(500ms);
+  stopped_.insert(1);
+  ranks_[2]->Report({RankState::kComputing, 4});
+  Pass(6s);
+  EXPECT_NE(Message(0).find("rank 1 has not been heard from for"), std::string::npos) << Message(0);
+  EXPECT_EQ(Message(2).rfind("rank 1 has", 0), 0u) << Message(2);
 }
 
 TEST_F(LivenessTest, ARankThatWasStoppedItselfAccusesNobody) {

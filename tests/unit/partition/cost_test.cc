@@ -21,8 +21,9 @@ Problem CausalProblem(int64_t tokens) {
   problem.mask = *Mask::Causal(tokens, tokens);
   return problem;
 }
-StatusOr<PlanSpec> Spec(const Problem& problem, const std::string& strategy, int ranks) {
+StatusOr<PlanSpec> Spec(const Problem& problem, const std::string& strategy, int ranks, Pass pass = Pass::kForward) {
   PlanOptions options;
+  options.pass = pass;
   options.strategy = strategy;
   options.ranks = ranks;
   return MakePlanSpec(problem, options);
@@ -46,6 +47,34 @@ TEST(PredictedBytes, IsWhatAPersonWouldCount) {
   EXPECT_EQ(PredictedBytes(*Spec(problem, "tree", 2)), 4 * 4 * (8 * 2 + 7 * 4));
 }
 
+TEST(PredictedBytes, IsWhatAPersonWouldCountOfTheBackwardPass) {
+  const Problem problem = CausalProblem(8);
+  // The same keys and values as forward (2 bytes), and as many elements of their gradients back (4 bytes).
+  EXPECT_EQ(PredictedBytes(*Spec(problem, "ring", 2, Pass::kBackward)), 4 * 2 * 14 * (2 + 4));
+  EXPECT_EQ(PredictedBytes(*Spec(problem, "allgather", 2, Pass::kBackward)),
+            2 * PredictedBytes(*Spec(problem, "allgather", 2)) + PredictedBytes(*Spec(problem, "allgather", 2)));
+  // Swapped halves: q (8) and do (6), 2 bytes each, lse and delta there, dq (8, 2 bytes) back; k and v there, their
+  // gradients (4 bytes) back.
+  EXPECT_EQ(PredictedBytes(*Spec(problem, "ulysses", 2, Pass::kBackward)),
+            2 * (4 * 2 * (8 * 2 + 6 * 2 + 4 + 4 + 8 * 2) + 4 * 1 * 14 * (2 + 4)));
+  // q, do, lse and delta down, dq (4 bytes) up.
+  EXPECT_EQ(PredictedBytes(*Spec(problem, "tree", 2, Pass::kBackward)), 4 * 4 * (8 * 2 + 6 * 2 + 4 + 4 + 8 * 4));
+}
+
+void ExpectPredicted(const Problem& problem, const std::string& strategy, int ranks, Pass pass) {
+  const StatusOr<PlanSpec> spec = Spec(problem, strategy, ranks, pass);
+  if (!spec.ok()) return;  // some strategies need a rank count they can factor
+  const RankCost total = CountPlan(BuildPlan(*spec)).Total();
+  const std::string where = absl::StrCat(strategy, pass == Pass::kForward ? " forward" : " backward", " ranks ", ranks,
+                                         " tokens ", problem.query_tokens);
+  EXPECT_EQ(total.bytes_received, PredictedBytes(*spec)) << where;
+  EXPECT_EQ(total.bytes_sent, total.bytes_received) << where;
+  EXPECT_EQ(total.messages_sent, total.messages_received) << where;
+  EXPECT_EQ(total.pairs, problem.mask.Area() * problem.query_heads) << where;
+  const double products = 3 * problem.qk_width + 2 * problem.v_width;
+  EXPECT_EQ(total.flops, pass == Pass::kForward ? problem.Flops() : 2 * total.pairs * products) << where;
+}
+
 TEST(PredictedBytes, EqualsTheBytesOfThePlansSteps) {
   for (const int ranks : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 25, 32, 48, 64}) {
     for (const int64_t tokens : {7, 130, 321}) {
@@ -56,15 +85,7 @@ TEST(PredictedBytes, EqualsTheBytesOfThePlansSteps) {
         Problem problem = CausalProblem(tokens);
         problem.mask = mask;
         for (const std::string& strategy : AllStrategies(ranks)) {
-          const StatusOr<PlanSpec> spec = Spec(problem, strategy, ranks);
-          if (!spec.ok()) continue;  // some strategies need a rank count they can factor
-          const RankCost total = CountPlan(BuildPlan(*spec)).Total();
-          const std::string where = absl::StrCat(strategy, " ranks ", ranks, " tokens ", tokens);
-          EXPECT_EQ(total.bytes_received, PredictedBytes(*spec)) << where;
-          EXPECT_EQ(total.bytes_sent, total.bytes_received) << where;
-          EXPECT_EQ(total.messages_sent, total.messages_received) << where;
-          EXPECT_EQ(total.pairs, mask.Area() * problem.query_heads) << where;
-          EXPECT_EQ(total.flops, problem.Flops()) << where;
+          for (const Pass pass : {Pass::kForward, Pass::kBackward}) ExpectPredicted(problem, strategy, ranks, pass);
         }
       }
     }
@@ -100,22 +121,26 @@ TEST(Simulate, HidesCommunicationBehindComputeWhenTheLinkIsFast) {
   EXPECT_GT(exposed.exposed_communication_seconds, 0.9 * exposed.seconds);
 }
 
-TEST(Simulate, RespectsDependenciesOfEveryStep) {
-  for (const std::string& strategy : AllStrategies(6)) {
-    const StatusOr<PlanSpec> spec = Spec(CausalProblem(100), strategy, 6);
-    if (!spec.ok()) continue;
-    const Plan plan = BuildPlan(*spec);
-    const Price price = Simulate(plan, {});
-    for (const RankProgram& program : plan.programs) {
-      const std::vector<TimedStep>& times = price.timeline[program.rank];
-      for (size_t step = 0; step < program.steps.size(); ++step) {
-        EXPECT_LT(times[step].start_seconds, times[step].end_seconds);
-        EXPECT_LE(times[step].end_seconds, price.seconds);
-        for (const StepId after : program.steps[step].after) {
-          EXPECT_GE(times[step].start_seconds, times[after].end_seconds) << strategy << " rank " << program.rank;
-        }
+void ExpectOrdered(const std::string& strategy, Pass pass) {
+  const StatusOr<PlanSpec> spec = Spec(CausalProblem(100), strategy, 6, pass);
+  if (!spec.ok()) return;
+  const Plan plan = BuildPlan(*spec);
+  const Price price = Simulate(plan, {});
+  for (const RankProgram& program : plan.programs) {
+    const std::vector<TimedStep>& times = price.timeline[program.rank];
+    for (size_t step = 0; step < program.steps.size(); ++step) {
+      EXPECT_LT(times[step].start_seconds, times[step].end_seconds);
+      EXPECT_LE(times[step].end_seconds, price.seconds);
+      for (const StepId after : program.steps[step].after) {
+        EXPECT_GE(times[step].start_seconds, times[after].end_seconds) << strategy << " rank " << program.rank;
       }
     }
+  }
+}
+
+TEST(Simulate, RespectsDependenciesOfEveryStep) {
+  for (const std::string& strategy : AllStrategies(6)) {
+    for (const Pass pass : {Pass::kForward, Pass::kBackward}) ExpectOrdered(strategy, pass);
   }
 }
 
@@ -127,14 +152,19 @@ TEST(Simulate, GivesInfinityForAPlanThatCannotFinish) {
 
 TEST(EstimateSeconds, IsNearTheSimulation) {
   MachineModel machine;
-  machine.flops_per_second = 1e9;
   for (const std::string& strategy : AllStrategies(8)) {
-    const StatusOr<PlanSpec> spec = Spec(CausalProblem(2048), strategy, 8);
-    if (!spec.ok()) continue;
-    const double simulated = Simulate(BuildPlan(*spec), machine).seconds;
-    const double estimated = EstimateSeconds(*spec, machine);
-    EXPECT_GT(estimated, simulated / 3) << strategy;
-    EXPECT_LT(estimated, simulated * 3) << strategy;
+    for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+      const StatusOr<PlanSpec> spec = Spec(CausalProblem(2048), strategy, 8, pass);
+      if (!spec.ok()) continue;
+      for (const auto& [flops, factor] :
+           {std::pair(1e9, 3), std::pair(1e12, 4)}) {  // bound by compute; by communication
+        machine.flops_per_second = flops;
+        const double simulated = Simulate(BuildPlan(*spec), machine).seconds;
+        const double estimated = EstimateSeconds(*spec, machine);
+        EXPECT_GT(estimated, simulated / factor) << strategy << " " << static_cast<int>(pass) << " " << flops;
+        EXPECT_LT(estimated, simulated * factor) << strategy << " " << static_cast<int>(pass) << " " << flops;
+      }
+    }
   }
 }
 

@@ -10,9 +10,13 @@
 namespace tessera {
 namespace {
 
-void ExpectSound(const Problem& problem, const std::string& strategy, int ranks) {
+void ExpectSound(const Problem& problem, const std::string& strategy, int ranks, Pass pass = Pass::kForward) {
   SCOPED_TRACE(absl::StrCat(strategy, " on ", ranks, " ranks: ", problem.ToString()));
-  const auto spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks});
+  PlanOptions options;
+  options.strategy = strategy;
+  options.ranks = ranks;
+  options.pass = pass;
+  const auto spec = MakePlanSpec(problem, options);
   ASSERT_TRUE(spec.ok()) << spec.status();
   const Plan plan = BuildPlan(*spec);
   const Status status = Verify(plan);
@@ -31,7 +35,10 @@ TEST_P(Planners, RandomProblemsAreSoundUnderEveryStrategy) {
   for (int i = 0; i < problems; ++i) {
     auto generator = testing::GeneratorFor(absl::StrCat("planner/", ranks, "/", i));
     const Problem problem = testing::RandomProblem(generator, ranks <= 8 ? 100 : 400);
-    for (const std::string& strategy : StrategyNames(ranks)) ExpectSound(problem, strategy, ranks);
+    for (const std::string& strategy : StrategyNames(ranks)) {
+      ExpectSound(problem, strategy, ranks, Pass::kForward);
+      ExpectSound(problem, strategy, ranks, Pass::kBackward);
+    }
   }
 }
 INSTANTIATE_TEST_SUITE_P(Ranks, Planners,

@@ -9,7 +9,7 @@
 namespace tessera {
 namespace {
 
-Plan MakePlan(const std::string& strategy, int ranks, Mask mask = *Mask::Causal(64, 64)) {
+Plan MakePlan(const std::string& strategy, int ranks, Mask mask = *Mask::Causal(64, 64), Pass pass = Pass::kForward) {
   Problem problem;
   problem.query_tokens = problem.key_tokens = 64;
   problem.query_heads = 4;
@@ -22,6 +22,7 @@ Plan MakePlan(const std::string& strategy, int ranks, Mask mask = *Mask::Causal(
   PlanOptions options;
   options.strategy = strategy;
   options.ranks = ranks;
+  options.pass = pass;
   return BuildPlan(*MakePlanSpec(problem, options));
 }
 
@@ -49,6 +50,22 @@ TEST(ToString, DescribesSteps) {
   EXPECT_NE(ToString(plan.spec).find("ring"), std::string::npos);
 }
 
+TEST(ToString, DescribesBackwardSteps) {
+  const Plan plan = MakePlan("grid:2x2", 4, *Mask::Causal(64, 64), Pass::kBackward);
+  EXPECT_NE(ToString(plan.spec).find("grid:2x2 backward (ring"), std::string::npos) << ToString(plan.spec);
+  RankProgram program;
+  program.steps = {{DeltaStep{3, 5, 9}, {}},
+                   {ZeroStep{10, {0, 32}}, {}},
+                   {AttendBackwardStep{0, 1, 2, 5, 4, 9, 10, 11, 12, {0, 4}, {{0, {0, 32}, 0, {32, 8, 2}}}}, {0, 1}},
+                   {AddStep{13, 11, {{0, 4, 8}, {8, 16, 2}}}, {2}},
+                   {RoundStep{11, 7}, {3}}};
+  EXPECT_EQ(ToString(program, 0), "delta slots 3,5 into 9");
+  EXPECT_EQ(ToString(program, 1), "zero slot 10 rows [0,32)");
+  EXPECT_EQ(ToString(program, 2), "attend_backward q[0,32) k[32,47)/2 heads [0,4) after 0,1");
+  EXPECT_EQ(ToString(program, 3), "add slot 13 into 11 rows [0,8)->[4,12) [8,10)->[16,18) after 2");
+  EXPECT_EQ(ToString(program, 4), "round slot 11 into 7 after 3");
+}
+
 TEST(Json, RoundTripsEveryStrategyAndMask) {
   const std::vector<int64_t> documents{0, 10, 10, 40, 64};
   const MaskSlice slices[] = {{{0, 20}, {0, 30}, SliceType::kFull},
@@ -59,10 +76,12 @@ TEST(Json, RoundTripsEveryStrategyAndMask) {
                            *Mask::Documents(64, documents, SliceType::kBiCausal), *Mask::FromSlices(64, 64, slices)}) {
     for (const int ranks : {1, 3, 4}) {
       for (const std::string& strategy : StrategyNames(ranks)) {
-        const Plan plan = MakePlan(strategy, ranks, mask);
-        const StatusOr<Plan> read = PlanFromJson(ToJson(plan));
-        ASSERT_EQ(read.status(), absl::OkStatus()) << strategy;
-        EXPECT_EQ(*read, plan) << strategy;
+        for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
+          const Plan plan = MakePlan(strategy, ranks, mask, pass);
+          const StatusOr<Plan> read = PlanFromJson(ToJson(plan));
+          ASSERT_EQ(read.status(), absl::OkStatus()) << strategy;
+          EXPECT_EQ(*read, plan) << strategy;
+        }
       }
     }
   }
@@ -76,6 +95,7 @@ TEST(Json, NamesTheFieldThatIsWrong) {
   ExpectError("{}", "field 'schema' is missing");
   ExpectError(Replaced(good, "tessera-plan-1", "tessera-plan-9"), "field 'schema' is 'tessera-plan-9'");
   ExpectError(Replaced(good, "\"method\":\"ring\"", "\"method\":\"rong\""), "field 'method' is 'rong'");
+  ExpectError(Replaced(good, "\"pass\":\"forward\"", "\"pass\":\"onward\""), "field 'pass' is 'onward'");
   ExpectError(Replaced(good, "\"head_ranks\":2", "\"head_ranks\":\"2\""), "field 'mesh.head_ranks' must be an integer");
   ExpectError(Replaced(good, "\"query_tokens\":64", "\"query_tokens\":1e999"), "");
   ExpectError(Replaced(good, "\"query_tokens\":64", "\"query_tokens\":18446744073709551615"),
@@ -117,6 +137,16 @@ TEST(DrawTimeline, HasALaneForEveryRankAndALegend) {
     }
   }
   EXPECT_EQ(lanes, 9u);
+}
+
+TEST(DrawTimeline, HasGlyphsForTheBackwardPass) {
+  const Plan plan = MakePlan("ring", 2, *Mask::Causal(64, 64), Pass::kBackward);
+  const std::string chart = DrawTimeline(plan, Simulate(plan, {}), 120);
+  EXPECT_NE(chart.find("B attend backward  D delta  z zero  + add  R round"), std::string::npos) << chart;
+  const std::string lanes = chart.substr(0, chart.find("B attend"));
+  for (const char glyph : {'B', 'D', 'z', '+', 'R', '>', '<'}) {
+    EXPECT_NE(lanes.find(glyph, lanes.find("rank 0")), std::string::npos) << glyph << "\n" << chart;
+  }
 }
 
 TEST(DrawTimeline, SaysWhenThereIsNothingToDraw) {

@@ -1,0 +1,56 @@
+#include "runtime/engine/tensor_check.h"
+
+#include <cmath>
+#include <cstddef>
+
+namespace tessera {
+namespace {
+
+// First and one-past-last byte a view may touch.
+std::pair<const std::byte*, const std::byte*> Extent(const ConstTensorView& view) {
+  const auto* first = static_cast<const std::byte*>(view.data);
+  if (view.elements() == 0) return {first, first};
+  return {first,
+          static_cast<const std::byte*>(view.At(view.rows - 1, view.heads - 1)) + view.width * SizeInBytes(view.dtype)};
+}
+
+}  // namespace
+
+Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype) {
+  const auto reject = [&](const char* field, const auto& value, const auto& expected) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(name), ": ", field, " is ", value, "; this rank's plan needs ", expected));
+  };
+  if (view.rows != slot.rows) return reject("rows", view.rows, slot.rows);
+  if (view.heads != slot.heads.size()) return reject("heads", view.heads, slot.heads.size());
+  if (view.width != slot.width) return reject("width", view.width, slot.width);
+  if (view.dtype != dtype) return reject("dtype", std::string(Name(view.dtype)), std::string(Name(dtype)));
+  if (view.space != MemorySpace::kHost) return reject("memory space", "device", "host");
+  if (view.data == nullptr && view.elements() > 0) return reject("data", "null", "memory");
+  return absl::OkStatus();
+}
+
+Status CheckVector(std::string_view name, std::span<const float> values, bool needed, int heads) {
+  const size_t expected = needed ? heads : 0;
+  if (values.size() != expected) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: %d values; the problem needs %d", std::string(name), values.size(), expected));
+  }
+  for (float value : values) {
+    if (std::isnan(value))
+      return absl::InvalidArgumentError(absl::StrFormat("%s: a value is NaN; it must be a number", std::string(name)));
+  }
+  return absl::OkStatus();
+}
+
+Status CheckDisjoint(std::string_view name, const ConstTensorView& written, std::string_view other_name,
+                     const ConstTensorView& other) {
+  const auto [begin, end] = Extent(written);
+  const auto [other_begin, other_end] = Extent(other);
+  if (begin >= other_end || other_begin >= end) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s overlaps %s in memory; it is written while %s is read and must be apart", std::string(name),
+                      std::string(other_name), std::string(other_name)));
+}
+
+}  // namespace tessera

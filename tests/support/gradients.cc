@@ -1,0 +1,222 @@
+#include "tests/support/gradients.h"
+
+#include <limits>
+
+#include "tests/support/local_tensors.h"
+
+namespace tessera::testing {
+namespace {
+
+// Gradients in the arithmetic of Real. `rounded` keeps the output in the problem's dtype, as a saved tensor is.
+template <typename Real>
+struct RealGradients {
+  std::vector<Real> query, key, value, sink;
+  // Largest sum of absolute terms of each: what the rounding errors of the arithmetic are relative to, since the terms
+  // of a gradient cancel.
+  struct Terms {
+    std::vector<double> query, key, value, sink;
+  } terms;
+
+  RealGradients(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient, bool rounded)
+      : query(p.query_tokens * p.query_heads * p.qk_width),
+        key(p.key_tokens * p.kv_heads * p.qk_width),
+        value(p.key_tokens * p.kv_heads * p.v_width),
+        sink(p.score.sink ? p.query_heads : 0),
+        terms{std::vector<double>(query.size()), std::vector<double>(key.size()), std::vector<double>(value.size()),
+              std::vector<double>(sink.size())} {
+    for (int h = 0; h < p.query_heads; ++h) {
+      for (int64_t q = 0; q < p.query_tokens; ++q) AddRow(p, tensors, output_gradient, rounded, q, h);
+    }
+  }
+
+  void AddRow(const Problem& p, const Tensors& t, const OutputGradient& output_gradient, bool rounded, int64_t q,
+              int h) {
+    const auto at = [&](const std::vector<std::byte>& data, int64_t row, int heads, int head, int width, int d) {
+      return static_cast<Real>(LoadAsFloat(data.data(), p.dtype, (row * heads + head) * width + d));
+    };
+    const int kv = h / p.group();
+    std::vector<int64_t> keys;
+    std::vector<Real> scores, slopes;  // capped score with bias; d(score) / d(scaled dot)
+    for (int64_t k = 0; k < p.key_tokens; ++k) {
+      const auto allows = [&](const Band& band) { return band.Allows(q, k); };
+      if (std::none_of(p.mask.bands().begin(), p.mask.bands().end(), allows)) continue;
+      Real s = 0;
+      for (int d = 0; d < p.qk_width; ++d) {
+        s += at(t.query, q, p.query_heads, h, p.qk_width, d) * at(t.key, k, p.kv_heads, kv, p.qk_width, d);
+      }
+      s *= static_cast<Real>(p.EffectiveScale());
+      Real slope = 1;
+      if (p.score.soft_cap > 0) {
+        const Real tanh = std::tanh(s / static_cast<Real>(p.score.soft_cap));
+        s = static_cast<Real>(p.score.soft_cap) * tanh;
+        slope = 1 - tanh * tanh;
+      }
+      if (p.score.alibi) s -= static_cast<Real>(t.alibi_slopes[h]) * std::abs(q + p.key_tokens - p.query_tokens - k);
+      keys.push_back(k);
+      scores.push_back(s);
+      slopes.push_back(slope);
+    }
+    Real most = p.score.sink ? static_cast<Real>(t.sinks[h]) : -std::numeric_limits<Real>::infinity();
+    for (Real s : scores) most = std::max(most, s);
+    Real sum = p.score.sink ? std::exp(static_cast<Real>(t.sinks[h]) - most) : Real{0};
+    for (Real s : scores) sum += std::exp(s - most);
+    if (keys.empty() && !p.score.sink) return;
+    std::vector<Real> output(p.v_width, 0);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      for (int d = 0; d < p.v_width; ++d) {
+        output[d] += std::exp(scores[i] - most) / sum * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
+      }
+    }
+    Real delta = 0;
+    double delta_terms = 0;
+    for (int d = 0; d < p.v_width; ++d) {
+      if (rounded) {
+        uint32_t storage = 0;
+        StoreFromFloat(&storage, p.dtype, 0, static_cast<float>(output[d]));
+        output[d] = LoadAsFloat(&storage, p.dtype, 0);
+      }
+      const Real term = output[d] * at(output_gradient, q, p.query_heads, h, p.v_width, d);
+      delta += term;
+      delta_terms += std::abs(term);
+    }
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const Real weight = std::exp(scores[i] - most) / sum;
+      Real weight_gradient = 0;
+      double weight_terms = delta_terms;
+      for (int d = 0; d < p.v_width; ++d) {
+        const Real g = at(output_gradient, q, p.query_heads, h, p.v_width, d);
+        const Real term = g * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
+        weight_gradient += term;
+        weight_terms += std::abs(term);
+        Add(value, terms.value, (keys[i] * p.kv_heads + kv) * p.v_width + d, weight * g, std::abs(weight * g));
+      }
+      const Real dot_gradient = weight * (weight_gradient - delta) * slopes[i] * static_cast<Real>(p.EffectiveScale());
+      const double dot_terms = weight * weight_terms * slopes[i] * p.EffectiveScale();
+      for (int d = 0; d < p.qk_width; ++d) {
+        const Real of_key = at(t.key, keys[i], p.kv_heads, kv, p.qk_width, d);
+        const Real of_query = at(t.query, q, p.query_heads, h, p.qk_width, d);
+        Add(query, terms.query, (q * p.query_heads + h) * p.qk_width + d, dot_gradient * of_key,
+            dot_terms * std::abs(of_key));
+        Add(key, terms.key, (keys[i] * p.kv_heads + kv) * p.qk_width + d, dot_gradient * of_query,
+            dot_terms * std::abs(of_query));
+      }
+    }
+    if (p.score.sink) {
+      const Real weight = std::exp(static_cast<Real>(t.sinks[h]) - most) / sum;
+      Add(sink, terms.sink, h, -weight * delta, weight * delta_terms);
+    }
+  }
+
+  static void Add(std::vector<Real>& values, std::vector<double>& terms_of, int64_t index, Real value,
+                  double magnitude) {
+    values[index] += value;
+    terms_of[index] += magnitude;
+  }
+};
+
+std::vector<float> Rounded(const std::vector<float>& values, DType dtype) {
+  std::vector<float> rounded(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint32_t storage = 0;
+    StoreFromFloat(&storage, dtype, 0, values[i]);
+    rounded[i] = LoadAsFloat(&storage, dtype, 0);
+  }
+  return rounded;
+}
+
+}  // namespace
+
+OutputGradient RandomOutputGradient(const Problem& p, std::mt19937_64& generator) {
+  std::normal_distribution<float> normal;
+  OutputGradient data(p.query_tokens * p.query_heads * p.v_width * SizeInBytes(p.dtype));
+  for (int64_t i = 0; i < p.query_tokens * p.query_heads * p.v_width; ++i) {
+    StoreFromFloat(data.data(), p.dtype, i, normal(generator));
+  }
+  return data;
+}
+
+Gradients EmptyGradients(const Problem& p) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  return {std::vector<float>(p.query_tokens * p.query_heads * p.qk_width, nan),
+          std::vector<float>(p.key_tokens * p.kv_heads * p.qk_width, nan),
+          std::vector<float>(p.key_tokens * p.kv_heads * p.v_width, nan),
+          std::vector<float>(p.score.sink ? p.query_heads : 0, nan)};
+}
+
+Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& tensors,
+                       const OutputGradient& output_gradient, Gradients& gradients, ExecutionStats* stats) {
+  const Problem& p = spec.problem;
+  const int rank = comm.rank();
+  const int64_t query_rows = spec.query_layout.rows(rank);
+  const int64_t key_rows = spec.key_layout.rows(rank);
+  LocalInputs in(spec, rank, tensors);
+  PoisonedTensor output(p.dtype, query_rows, p.query_heads, p.v_width);
+  PoisonedTensor lse(DType::kFloat32, query_rows, p.query_heads, 1);
+  PoisonedTensor incoming(p.dtype, query_rows, p.query_heads, p.v_width);
+  Gather(ConstTensorView::Dense(output_gradient.data(), p.dtype, p.query_tokens, p.query_heads, p.v_width),
+         spec.query_layout, rank, incoming);
+  PoisonedTensor query_gradient(p.dtype, query_rows, p.query_heads, p.qk_width);
+  PoisonedTensor key_gradient(p.dtype, key_rows, p.kv_heads, p.qk_width);
+  PoisonedTensor value_gradient(p.dtype, key_rows, p.kv_heads, p.v_width);
+  std::vector<float> sink_gradient(p.score.sink ? p.query_heads : 0);
+
+  AttentionOptions options;
+  options.backward = true;
+  const HeadVectors vectors{tensors.alibi_slopes, tensors.sinks};
+  TESSERA_ASSIGN_OR_RETURN(auto attention, Attention::Create(comm, spec, options));
+  CpuStream stream;
+  TESSERA_RETURN_IF_ERROR(
+      attention->Forward(in.query.view(), in.key.view(), in.value.view(), output.view(), lse.view(), vectors, stream));
+  TESSERA_RETURN_IF_ERROR(
+      attention->Backward({in.query.view(), in.key.view(), in.value.view(), output.view(), lse.view(), incoming.view(),
+                           query_gradient.view(), key_gradient.view(), value_gradient.view(), sink_gradient},
+                          vectors, stream));
+  TESSERA_RETURN_IF_ERROR(stream.Synchronize());
+  if (stats != nullptr) *stats = attention->stats();
+  for (PoisonedTensor* tensor :
+       {&in.query, &in.key, &in.value, &output, &lse, &incoming, &query_gradient, &key_gradient, &value_gradient}) {
+    if (!tensor->MarginsIntact()) return absl::DataLossError("memory around a tensor was written");
+  }
+  Scatter(query_gradient.view(), spec.query_layout, rank, gradients.query);
+  Scatter(key_gradient.view(), spec.key_layout, rank, gradients.key);
+  Scatter(value_gradient.view(), spec.key_layout, rank, gradients.value);
+  if (rank == 0) gradients.sink = sink_gradient;
+  return absl::OkStatus();
+}
+
+GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient) {
+  RealGradients<double> exact(p, tensors, output_gradient, false);
+  RealGradients<float> plain(p, tensors, output_gradient, true);
+  const auto fill = [&](Yardstick& yardstick, std::vector<double>& values, const std::vector<double>& terms,
+                        const std::vector<float>& plain_values, DType dtype) {
+    const Error error = ErrorOf(Rounded(plain_values, dtype), values);
+    double largest = 0;
+    double largest_terms = 0;
+    for (double v : values) largest = std::max(largest, std::abs(v));
+    for (double v : terms) largest_terms = std::max(largest_terms, v);
+    const double floor = RoundingOf(dtype) * largest + RoundingOf(DType::kFloat32) * largest_terms;
+    yardstick = {std::move(values), error.rms, error.max, floor};
+  };
+  fill(query_, exact.query, exact.terms.query, plain.query, p.dtype);
+  fill(key_, exact.key, exact.terms.key, plain.key, p.dtype);
+  fill(value_, exact.value, exact.terms.value, plain.value, p.dtype);
+  fill(sink_, exact.sink, exact.terms.sink, plain.sink, DType::kFloat32);
+}
+
+std::string GradientJudge::Judge(const Gradients& gradients) const {
+  std::string verdict;
+  const auto judge = [&](const char* name, const Yardstick& yardstick, const std::vector<float>& values) {
+    const Error error = ErrorOf(values, yardstick.exact);
+    if (error.rms <= 2 * yardstick.rms + yardstick.floor / 4 && error.max <= 2 * yardstick.max + yardstick.floor)
+      return;
+    verdict += absl::StrFormat("%s gradient error rms %.3g max %.3g, plain rms %.3g max %.3g, floor %.3g; ", name,
+                               error.rms, error.max, yardstick.rms, yardstick.max, yardstick.floor);
+  };
+  judge("query", query_, gradients.query);
+  judge("key", key_, gradients.key);
+  judge("value", value_, gradients.value);
+  judge("sink", sink_, gradients.sink);
+  return verdict;
+}
+
+}  // namespace tessera::testing
