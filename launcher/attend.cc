@@ -134,8 +134,8 @@ void AddAttendCommand(CLI::App& app, Selection& selection) {
   command
       ->add_option("--verify", flags->verify_rows,
                    "recompute this many sampled rows in fp64 and compare: the relative (L2) error may be twice\n"
-                      "that of a plain single-device run (or 4 x 2^-24), the maximum error twice plus one rounding\n"
-                      "of the dtype at the largest magnitude")
+                   "that of a plain single-device run (or 4 x 2^-24), the maximum error twice plus one rounding\n"
+                   "of the dtype at the largest magnitude")
       ->check(CLI::Range(int64_t{1}, kMostTokens));
   command->add_option("--trace", flags->trace, "file to write a Chrome trace of the run to");
   AddMaskFlags(*command, flags->problem);

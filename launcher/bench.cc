@@ -100,8 +100,7 @@ class Report {
 // Whether the records could be written, asked before anything is measured.
 Status CheckRecordFile(const Flags& flags) {
   if (flags.json.empty()) return absl::OkStatus();
-  TESSERA_RETURN_IF_ERROR(
-      CheckDistinct({{"--mask", DocumentsFile(flags.problem.mask)}}, {{"--json", flags.json}}));
+  TESSERA_RETURN_IF_ERROR(CheckDistinct({{"--mask", DocumentsFile(flags.problem.mask)}}, {{"--json", flags.json}}));
   return SafetensorsWriter::CheckWritable(flags.json);
 }
 
@@ -155,8 +154,8 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, problem.status(), "checking the problem"));
   const StatusOr<std::vector<int>> rank_counts = RankCounts(flags, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, rank_counts.status(), "checking the rank counts"));
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, context.root() ? CheckRecordFile(flags) : absl::OkStatus(),
-                                        "checking the record file"));
+  TESSERA_RETURN_IF_ERROR(
+      AgreeOnStatus(world, context.root() ? CheckRecordFile(flags) : absl::OkStatus(), "checking the record file"));
 
   Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows),
               {},    {}};
@@ -217,12 +216,14 @@ void AddBenchCommand(CLI::App& app, Selection& selection) {
       ->capture_default_str()
       ->check(CLI::Range(int64_t{0}, kMostTokens));
   command->add_option("--seed", flags->seed, "seed of the generated tensors")->capture_default_str();
-  command->add_option("--json", flags->json, "file to write one JSON record per row to; it is replaced when all rows are measured");
+  command->add_option("--json", flags->json,
+                      "file to write one JSON record per row to; it is replaced when all rows are measured");
   CLI::Option* counts =
       command->add_option("--ranks", flags->rank_counts, "rank counts to run, as 1,2,8")->delimiter(',');
   command->add_flag("--every-rank-count", flags->every_rank_count, "run 1, 2, 3, ... P ranks")->excludes(counts);
   command->footer(
-      "\"peak of run\" is the largest growth of a rank's resident memory from before its tensors are loaded to the end\n"
+      "\"peak of run\" is the largest growth of a rank's resident memory from before its tensors are loaded to the "
+      "end\n"
       "of the run; the fp64 recomputation on rank 0, which holds all keys and values, is over by then and not in it.\n"
       "Examples:\n"
       "  mpirun -n 4 tessera bench scaling --seq 32768 --strategy all\n"

@@ -79,8 +79,7 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   Status status = (*writer)->WriteRows("out", segments, result.output.view());
   if (status.ok()) status = (*writer)->WriteRows("lse", segments, result.lse.view());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "writing the output"));
-  TESSERA_RETURN_IF_ERROR(
-      AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, root ? (*writer)->Commit() : absl::OkStatus(), "renaming the output"));
   temporary.Keep();
   return absl::OkStatus();
 }

@@ -53,8 +53,8 @@ std::string CheckStrategyName(const std::string& text) {
   const auto refuse = [&](const char* allowed) { return absl::StrCat("\"", text, "\"; allowed: ", allowed); };
   if (family == "grid" && colon != std::string_view::npos) {
     const size_t cross = argument.find('x');
-    const bool good = cross != std::string_view::npos && IsCount(argument.substr(0, cross)) &&
-                      IsCount(argument.substr(cross + 1));
+    const bool good =
+        cross != std::string_view::npos && IsCount(argument.substr(0, cross)) && IsCount(argument.substr(cross + 1));
     return good ? "" : refuse("grid:HxS, head ranks by sequence ranks, such as grid:2x4");
   }
   if (family == "double-ring" && colon != std::string_view::npos) {
@@ -78,9 +78,13 @@ void AddMaskFlags(CLI::App& command, ProblemFlags& flags) {
 void AddShapeFlags(CLI::App& command, ProblemFlags& flags) {
   command.add_option("--seq", flags.tokens, "tokens")->required()->check(CLI::Range(int64_t{0}, kMostTokens));
   command.add_option("--heads", flags.heads, "query heads")->capture_default_str()->check(CLI::Range(1, kMostOfAnAxis));
-  command.add_option("--kv-heads", flags.kv_heads, "key/value heads (default: as --heads)")->check(CLI::Range(1, kMostOfAnAxis));
-  command.add_option("--dim", flags.width, "width of q and k heads")->capture_default_str()->check(CLI::Range(1, kMostOfAnAxis));
-  command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--kv-heads", flags.kv_heads, "key/value heads (default: as --heads)")
+      ->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--dim", flags.width, "width of q and k heads")
+      ->capture_default_str()
+      ->check(CLI::Range(1, kMostOfAnAxis));
+  command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")
+      ->check(CLI::Range(1, kMostOfAnAxis));
   command.add_option("--dtype", flags.dtype, "fp32, bf16 or fp16")
       ->capture_default_str()
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));

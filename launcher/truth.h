@@ -47,8 +47,8 @@ StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem
 
 Errors Compare(const Truth& truth, const SampledResult& result);
 
-// The relative error is at most twice that of the plain run (or 4 * 2^-24, when that is more: the plain run can be exact
-// by luck), the maximum error at most twice that of the plain run plus one rounding of the dtype at the largest
+// The relative error is at most twice that of the plain run (or 4 * 2^-24, when that is more: the plain run can be
+// exact by luck), the maximum error at most twice that of the plain run plus one rounding of the dtype at the largest
 // magnitude, and the LSE is within 1e-5.
 bool Acceptable(const Errors& errors, const Truth& truth, DType dtype);
 

@@ -107,8 +107,8 @@ LaunchPlace ReadLaunchPlace() {
   place.rank = FirstCount({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}, 0);
   // SLURM_NTASKS is set in a batch script too, where there is one process; SLURM_STEP_NUM_TASKS comes from srun.
   place.ranks = std::max(1, FirstCount({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"}, 1));
-  const int slurm_local = SlurmTasksOfNode(Value("SLURM_STEP_TASKS_PER_NODE").value_or(""),
-                                           FirstCount({"SLURM_NODEID"}, 0), place.ranks);
+  const int slurm_local =
+      SlurmTasksOfNode(Value("SLURM_STEP_TASKS_PER_NODE").value_or(""), FirstCount({"SLURM_NODEID"}, 0), place.ranks);
   place.local_ranks =
       std::clamp(FirstCount({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, slurm_local), 1, place.ranks);
   return place;

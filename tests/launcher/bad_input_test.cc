@@ -118,7 +118,8 @@ TEST_F(BadInputTest, OutputsThatCannotBeWritten) {
 
 TEST_F(BadInputTest, StandardOutputThatIsFull) {
   for (const std::string command : {"plan --seq 64 --ranks 2 --strategy ring", "doctor", "--help"}) {
-    ExpectRefused(RunShell(TESSERA_TEST_PROGRAM " " + command + " >/dev/full"), kSystem, "cannot write standard output");
+    ExpectRefused(RunShell(TESSERA_TEST_PROGRAM " " + command + " >/dev/full"), kSystem,
+                  "cannot write standard output");
   }
 }
 

@@ -56,15 +56,17 @@ TEST_F(FailureTest, AStoppedRankEndsTheJob) {
 
 TEST_F(FailureTest, AJobThatEndsWhileWritingLeavesNoTemporary) {
   // Little to compute and a hundred megabytes to write.
-  const std::string input = WriteQkv("in.safetensors", DType::kFloat32, {131072, 1, 1}, {131072, 1, 1}, {131072, 1, 256});
+  const std::string input =
+      WriteQkv("in.safetensors", DType::kFloat32, {131072, 1, 1}, {131072, 1, 1}, {131072, 1, 256});
   for (const char* const victim : {"head", "tail"}) {
     Write("out.safetensors", "precious");
-    const Outcome outcome = RunShell(
-        TESSERA_TEST_MPIEXEC " -n 3 " TESSERA_TEST_PROGRAM " attend --mask window:1 --strategy ring --deadline 3 --input " +
-        input + " --output " + Path("out.safetensors") + " & launcher=$!; until ls " + folder_.string() +
-        " | grep -q tmp-; do kill -0 $launcher || break; done; "
-        "kill -KILL $(tr ' ' '\n' </proc/$launcher/task/$launcher/children | sort -n | sed '/^$/d' | " +
-        victim + " -n 1); wait $launcher");
+    const Outcome outcome =
+        RunShell(TESSERA_TEST_MPIEXEC " -n 3 " TESSERA_TEST_PROGRAM
+                                      " attend --mask window:1 --strategy ring --deadline 3 --input " +
+                 input + " --output " + Path("out.safetensors") + " & launcher=$!; until ls " + folder_.string() +
+                 " | grep -q tmp-; do kill -0 $launcher || break; done; "
+                 "kill -KILL $(tr ' ' '\n' </proc/$launcher/task/$launcher/children | sort -n | sed '/^$/d' | " +
+                 victim + " -n 1); wait $launcher");
     if (outcome.exit_code != 0) {  // 0: it had written everything before the signal came
       EXPECT_EQ(outcome.exit_code, 137) << outcome.out << outcome.err;
       EXPECT_TRUE(ReadText(Path("out.safetensors")) == "precious");
@@ -83,8 +85,7 @@ TEST_F(FailureTest, SlowLocalWorkIsNoStall) {
   EXPECT_EQ(attend.exit_code, 3) << attend.err;
   EXPECT_THAT(attend.err, ::testing::HasSubstr("rank 1: /dev/stdin"));
   const Outcome plan = RunShell("(sleep 3; echo 0 9) | TESSERA_DEADLINE_SECONDS=1 " TESSERA_TEST_MPIEXEC
-                                " -n 2 " TESSERA_TEST_PROGRAM
-                                " plan --seq 9 --ranks 2 --mask documents:/dev/stdin");
+                                " -n 2 " TESSERA_TEST_PROGRAM " plan --seq 9 --ranks 2 --mask documents:/dev/stdin");
   EXPECT_EQ(plan.exit_code, 0) << plan.err;
   EXPECT_THAT(plan.out, ::testing::HasSubstr("verified"));
 }

@@ -127,8 +127,9 @@ TEST_F(GoodRunTest, BenchReplacesRecordsOnlyWithRecords) {
 TEST_F(GoodRunTest, RowsThatWereMeasuredAreShownWhenTheRunFails) {
   // A trace or record file whose folder goes away is found out after the row it belongs to.
   std::filesystem::create_directory(Path("gone"));
-  const Outcome run = RunShell("(sleep 2; rm -r " + Path("gone") + ") & " TESSERA_TEST_MPIEXEC
-                               " -n 2 " TESSERA_TEST_PROGRAM " bench scaling --seq 2560 --dtype fp32 --verify 4 --heads 8 "
+  const Outcome run = RunShell("(sleep 2; rm -r " + Path("gone") +
+                               ") & " TESSERA_TEST_MPIEXEC " -n 2 " TESSERA_TEST_PROGRAM
+                               " bench scaling --seq 2560 --dtype fp32 --verify 4 --heads 8 "
                                "--kernel reference --repeat 1 --strategy ring --json " +
                                Path("gone/bench.jsonl"));
   EXPECT_EQ(run.exit_code, 3) << run.err;
@@ -160,12 +161,12 @@ TEST_F(GoodRunTest, RanksAreThoseThatWereStarted) {
   const std::string none = "env -u SLURM_STEP_NUM_TASKS -u SLURM_STEP_TASKS_PER_NODE ";
   EXPECT_THAT(RunShell(none + "SLURM_NTASKS=8 SLURM_PROCID=0 " TESSERA_TEST_PROGRAM " doctor").out,
               HasSubstr("1, 1 of them on this node"));
-  const Outcome uneven = RunShell(TESSERA_TEST_MPIEXEC " -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
-                                                       " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
-                                                       "--repeat 1 : -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=1 "
-                                                       TESSERA_TEST_PROGRAM
-                                                       " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
-                                                       "--repeat 1");
+  const Outcome uneven =
+      RunShell(TESSERA_TEST_MPIEXEC " -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
+                                    " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
+                                    "--repeat 1 : -n 2 env OMPI_COMM_WORLD_LOCAL_SIZE=1 " TESSERA_TEST_PROGRAM
+                                    " bench scaling --seq 96 --dtype fp32 --strategy double-ring "
+                                    "--repeat 1");
   EXPECT_EQ(uneven.exit_code, 0) << uneven.out << uneven.err;
   const std::string attend = " attend --strategy auto --verify 4 --input " +
                              WriteQkv("in.safetensors", DType::kFloat32, {64, 2, 8}, {64, 2, 8}, {64, 2, 8});
@@ -174,9 +175,9 @@ TEST_F(GoodRunTest, RanksAreThoseThatWereStarted) {
                " : -n 1 env OMPI_COMM_WORLD_LOCAL_SIZE=1 " TESSERA_TEST_PROGRAM + attend);
   EXPECT_EQ(automatic.exit_code, 0) << automatic.out << automatic.err;
   // One rank more than a node holds, and fewer: neither may refuse.
-  const Outcome fewer = RunShell(TESSERA_TEST_MPIEXEC
-                                 " -n 4 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
-                                 " bench scaling --seq 96 --dtype fp32 --strategy double-ring --repeat 1 --ranks 1,3,4");
+  const Outcome fewer = RunShell(
+      TESSERA_TEST_MPIEXEC " -n 4 env OMPI_COMM_WORLD_LOCAL_SIZE=2 " TESSERA_TEST_PROGRAM
+                           " bench scaling --seq 96 --dtype fp32 --strategy double-ring --repeat 1 --ranks 1,3,4");
   EXPECT_EQ(fewer.exit_code, 0) << fewer.out << fewer.err;
   EXPECT_THAT(fewer.out, Not(HasSubstr("do not fill nodes")));
 }
