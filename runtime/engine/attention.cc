@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "partition/planner.h"
@@ -138,13 +139,25 @@ Status SumSinkGradient(const ReadyPass& pass, const HeadVectors& vectors, std::s
   return Wait(*pass.comms.world, request, "the sum of sink gradients");
 }
 
+// Holds on to the memory of a failed pass for good. Messages may still be under way, and a transport may write to slots
+// until the communicator is gone; the job is about to end, so this costs nothing and saves its error message from a
+// crash.
+void Keep(ReadyPass& pass) {
+  static std::mutex mutex;
+  static auto* const slots = new std::vector<SlotTable>;
+  static auto* const buffers = new std::vector<HostBuffer>;
+  const std::lock_guard lock(mutex);
+  slots->push_back(std::move(pass.slots));
+  for (HostBuffer& buffer : pass.dense) buffers->push_back(std::move(buffer));
+}
+
 }  // namespace
 
 Attention::Attention(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Attention::~Attention() {
-  // After a failure messages may still be under way, and a transport may write to slots until the communicator is gone.
-  // The job is about to end: better to leak than to let memory be reused under a message.
-  if (state_ != nullptr && !state_->failure.ok()) static_cast<void>(state_.release());
+  if (state_ == nullptr || state_->failure.ok()) return;
+  Keep(state_->forward);
+  if (state_->backward != nullptr) Keep(*state_->backward);
 }
 
 StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const PlanSpec& spec,
