@@ -11,6 +11,15 @@
 
 namespace tessera::testing {
 
+// How many random problems a test draws: all of them, or a fifth under a sanitizer.
+constexpr int Problems(int count) {
+#ifdef TESSERA_SANITIZED
+  return (count + 4) / 5;
+#else
+  return count;
+#endif
+}
+
 // A generator whose seed is the digest of the case's name, so that every case is reproducible by name alone.
 std::mt19937_64 GeneratorFor(std::string_view name);
 

@@ -27,7 +27,7 @@ class RandomGradients : public ::testing::TestWithParam<int> {};
 
 TEST_P(RandomGradients, EveryStrategyMatchesFp64AndCountsItsBytes) {
   const int ranks = GetParam();
-  constexpr int kProblems = 40;  // times 8 rank counts: 320 problems
+  constexpr int kProblems = testing::Problems(40);  // times 8 rank counts: 320 problems
   for (int i = 0; i < kProblems; ++i) {
     const std::string name = absl::StrCat("engine/backward/", ranks, "/", i);
     auto generator = GeneratorFor(name);

@@ -31,7 +31,7 @@ class RandomProblems : public ::testing::TestWithParam<int> {};
 
 TEST_P(RandomProblems, EveryStrategyMatchesFp64AndCountsItsBytes) {
   const int ranks = GetParam();
-  constexpr int kProblems = 40;  // times 8 rank counts: 320 problems
+  constexpr int kProblems = testing::Problems(40);  // times 8 rank counts: 320 problems
   for (int i = 0; i < kProblems; ++i) {
     const std::string name = absl::StrCat("engine/inproc/", ranks, "/", i);
     auto generator = GeneratorFor(name);
