@@ -7,17 +7,28 @@
 #include "runtime/engine/attention.h"
 
 namespace tessera {
+namespace {
+
+// Every rank's `mine`, by rank.
+template <typename T>
+StatusOr<std::vector<T>> GatherValue(Communicator& comm, const T& mine, std::string_view what) {
+  std::vector<T> all(comm.size());
+  const std::vector<int64_t> counts(comm.size(), sizeof mine);
+  std::vector<int64_t> displacements(comm.size());
+  for (int r = 0; r < comm.size(); ++r) displacements[r] = r * int64_t{sizeof mine};
+  TESSERA_ASSIGN_OR_RETURN(Request request,
+                           comm.AllGatherV(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(all.data()),
+                                           counts, displacements));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, what));
+  return all;
+}
+
+}  // namespace
 
 Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what) {
   const int ranks = comm.size();
-  std::vector<uint64_t> digests(ranks);
-  std::vector<int64_t> counts(ranks, sizeof digest);
-  std::vector<int64_t> displacements(ranks);
-  for (int r = 0; r < ranks; ++r) displacements[r] = r * int64_t{sizeof digest};
-  TESSERA_ASSIGN_OR_RETURN(Request request,
-                           comm.AllGatherV(std::as_bytes(std::span(&digest, 1)),
-                                           reinterpret_cast<std::byte*>(digests.data()), counts, displacements));
-  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "agreement on the " + std::string(what)));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<uint64_t> digests,
+                           GatherValue(comm, digest, "agreement on the " + std::string(what)));
   // The largest group is taken for right; between equal groups, the one of the lowest rank.
   std::map<uint64_t, int> votes;
   for (uint64_t d : digests) ++votes[d];
@@ -47,14 +58,7 @@ Status AgreeOnReadiness(Communicator& comm, const Status& status, std::string_vi
   mine.code = static_cast<int32_t>(status.code());
   const std::string text(status.message());
   std::memcpy(mine.text, text.data(), std::min(text.size(), sizeof mine.text - 1));
-  std::vector<Notice> notices(comm.size());
-  std::vector<int64_t> counts(comm.size(), sizeof mine);
-  std::vector<int64_t> displacements(comm.size());
-  for (int r = 0; r < comm.size(); ++r) displacements[r] = r * int64_t{sizeof mine};
-  TESSERA_ASSIGN_OR_RETURN(
-      Request request, comm.AllGatherV(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(notices.data()),
-                                       counts, displacements));
-  TESSERA_RETURN_IF_ERROR(Wait(comm, request, what));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<Notice> notices, GatherValue(comm, mine, what));
   for (int r = 0; r < comm.size(); ++r) {
     if (notices[r].code == 0) continue;
     return Status(static_cast<absl::StatusCode>(notices[r].code),

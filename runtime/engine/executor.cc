@@ -268,11 +268,7 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
     const RankProgress last = run.Progress();
     comms_.world->ReportProgress({RankState::kFailed, last.step});
     cancelled_ = true;
-  }
-  const Status compute_status = compute_.Synchronize();
-  if (status.ok()) status = compute_status;
-  if (!status.ok()) {
-    const RankProgress last = run.Progress();
+    static_cast<void>(compute_.Synchronize());  // a failed step is in `status` already
     for (auto& flight : run.in_flight) abandoned_.push_back(std::move(flight.transfer));
     return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program_.rank, last.step,
                                                  last.step < static_cast<StepId>(program_.steps.size())
@@ -280,6 +276,7 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
                                                      : "end",
                                                  std::string(status.message())));
   }
+  TESSERA_RETURN_IF_ERROR(compute_.Synchronize());
   comms_.world->ReportProgress({RankState::kIdle, -1});
   stats.seconds = std::chrono::duration<double>(Clock::now() - run.start).count();
   stats.compute_seconds = std::chrono::duration<double>(run.compute_time).count();
