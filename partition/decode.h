@@ -1,0 +1,48 @@
+// Decode over ranks: a few query rows per sequence attend to a cache that is replicated, sharded by tokens or sharded by
+// latent columns. Every method is a planner that emits the plan's ordinary steps around one new one, attend_cache.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "partition/cache_sharding.h"
+#include "partition/plan.h"
+#include "runtime/base/status.h"
+
+namespace tessera {
+
+enum class DecodeMethod : uint8_t {
+  kHead,            // heads sharded; the latent cache replicated, a GQA cache sharded by key/value head. Nothing moves
+  kTpla,            // latent columns sharded in `groups`, heads within a group's ranks. Nothing moves. Approximate
+  kGatherQuery,     // tokens sharded; queries of own heads are gathered, partials return to the heads' owners (DCP)
+  kReplicatedQuery, // tokens sharded; every rank has all queries, partials go to the heads' owners (Helix)
+  kTree             // tokens sharded; every rank has all queries, partials are reduced up and the result sent down a tree
+};
+// "head", "tpla", "gather-query", "replicated-query", "tree"
+std::string_view Name(DecodeMethod method);
+StatusOr<DecodeMethod> ParseDecodeMethod(std::string_view name);  // InvalidArgument lists the names
+std::vector<DecodeMethod> AllDecodeMethods();
+
+// The few numbers that determine a decode plan.
+struct DecodeSpec {
+  DecodeMethod method = DecodeMethod::kHead;
+  int ranks = 1;
+  int groups = 1;  // kTpla
+  int64_t rows = 0;  // query rows of this step over all sequences
+  int heads = 1;
+  int kv_heads = 1;
+  int qk_width = 0;  // of what one rank stores: C / g + dr for TPLA
+  int v_width = 0;
+  DType dtype = DType::kBFloat16;  // of queries and cache
+
+  CacheAxis axis() const;
+  // Heads whose queries the caller supplies on `rank`, and heads whose output it gets.
+  HeadRange QueryHeads(int rank) const;
+  HeadRange OutputHeads(int rank) const;
+  friend bool operator==(const DecodeSpec&, const DecodeSpec&) = default;
+};
+Status Validate(const DecodeSpec& spec);
+
+}  // namespace tessera

@@ -1,0 +1,66 @@
+// A paged key/value or latent cache of one rank: sequences grow by rows, share pages with their forks, and give pages back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kernels/decode.h"
+#include "partition/cache_sharding.h"
+#include "runtime/base/status.h"
+
+namespace tessera {
+
+struct CacheOptions {
+  CacheRowShape shape;   // of what this rank stores: CacheSharding::LocalShape
+  int layers = 1;
+  int page_tokens = 64;  // rows per page
+  int64_t pages = 0;     // pages in the pool; a page holds page_tokens rows of every layer
+};
+
+using SequenceId = int64_t;
+
+struct CacheGrowth {
+  SequenceId sequence = 0;
+  int64_t rows = 0;
+};
+
+// Not thread-safe. Row numbers are local rows of the sequence on this rank.
+class PagedCache {
+ public:
+  // InvalidArgument names the option; ResourceExhausted when the memory cannot be had.
+  static StatusOr<PagedCache> Create(const CacheOptions& options);
+  PagedCache(PagedCache&&) noexcept;
+  PagedCache& operator=(PagedCache&&) noexcept;
+  ~PagedCache();
+
+  // An empty sequence; takes no page.
+  SequenceId Start();
+  // Adds uninitialised rows to several sequences, all or nothing: ResourceExhausted, naming the pages needed and free,
+  // leaves every sequence as it was.
+  Status Append(std::span<const CacheGrowth> growth);
+  // A new sequence of the parent's first `rows` rows. Full pages are shared; a partial last page is copied.
+  StatusOr<SequenceId> Fork(SequenceId parent, int64_t rows);
+  // Drops rows from the end, as speculative decoding does with tokens it rejects.
+  Status Truncate(SequenceId sequence, int64_t rows);
+  Status Release(SequenceId sequence);
+
+  int64_t rows(SequenceId sequence) const;
+  std::span<const int32_t> pages(SequenceId sequence) const;
+  CacheLayer layer(int layer) const;
+  // Where (row, kv head) is stored. Rows in shared pages must not be written: Append never hands such rows out.
+  std::byte* Key(int layer, SequenceId sequence, int64_t row, int kv_head = 0);
+  std::byte* Value(int layer, SequenceId sequence, int64_t row, int kv_head = 0);
+
+  const CacheOptions& options() const;
+  int64_t free_pages() const;
+  int64_t bytes() const;                 // of the pool
+  int64_t bytes_per_token_layer() const;  // what one row of one layer takes
+
+ private:
+  struct State;
+  explicit PagedCache(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace tessera

@@ -1,0 +1,61 @@
+// Orthogonal changes of basis of the latent space that leave a layer's output unchanged, and what slicing then keeps.
+// TPLA: Tang et al., arXiv 2508.15881. Formulas and traps: docs/latent.md.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernels/mla.h"
+#include "runtime/base/status.h"
+
+namespace tessera {
+
+enum class LatentTransform : uint8_t { kIdentity, kHadamard, kPca, kCustom };
+std::string_view Name(LatentTransform transform);
+StatusOr<LatentTransform> ParseLatentTransform(std::string_view name);
+
+// A dense row-major fp64 matrix; this header keeps Eigen out of its users.
+struct Matrix64 {
+  int64_t rows = 0;
+  int64_t columns = 0;
+  std::vector<double> values;
+  double& operator()(int64_t row, int64_t column) { return values[row * columns + column]; }
+  double operator()(int64_t row, int64_t column) const { return values[row * columns + column]; }
+};
+
+// Second moment of the post-norm latents without gamma, [C, C] fp64, added up over tokens.
+class LatentMoment {
+ public:
+  explicit LatentMoment(int latent);
+  // `latents`: [rows, C] fp32, normalised, before gamma.
+  void Add(std::span<const float> latents);
+  int64_t tokens() const { return tokens_; }
+  const Matrix64& sum() const { return sum_; }
+
+ private:
+  int64_t tokens_ = 0;
+  Matrix64 sum_;
+};
+
+// U of size [C, C]: columns are the new basis (row-vector convention c' = c U).
+//   Hadamard: Sylvester matrix / sqrt(C) times seeded random signs; C must be a power of two (InvalidArgument otherwise).
+//   PCA: eigenvectors of the mean second moment damped by 1 % of its mean diagonal, descending; needs at least C tokens.
+StatusOr<Matrix64> HadamardBasis(int latent, uint64_t seed);
+StatusOr<Matrix64> PcaBasis(const LatentMoment& moment);
+Status CheckOrthogonal(const Matrix64& basis, int latent);  // |U^T U - I| <= 1e-10
+
+// kv_down, kv_norm and kv_up of one layer after folding gamma and U: kv_down[:C] <- U^T kv_down[:C], kv_up <- kv_up
+// diag(gamma) U, gamma <- 1. fp64.
+struct LatentWeights {
+  Matrix64 kv_down;  // [C + dr, D]
+  Matrix64 kv_up;    // [h (dn + dv), C]
+};
+LatentWeights Reparameterize(const MlaShape& shape, const MlaWeights& weights, const Matrix64& basis);
+
+// Share of the latents' energy in each of `groups` equal slices of the columns, after the change of basis; sums to 1.
+std::vector<double> EnergyShares(const LatentMoment& moment, const Matrix64& basis, int groups);
+
+}  // namespace tessera
