@@ -28,7 +28,7 @@ struct CacheRowShape {
 
 enum class CacheAxis : uint8_t {
   kReplicated,  // every rank holds everything
-  kHead,        // the key/value heads that the rank's query heads read
+  kHead,        // the key/value heads that the rank's query heads read; a latent cache is one such head
   kSequence,    // blocks of tokens, round robin
   kLatent       // a slice of the latent columns and all rope columns (TPLA)
 };
@@ -40,7 +40,10 @@ struct CacheSharding {
   int block_tokens = 1;  // kSequence: token t lies on rank (t / block_tokens) % ranks
   int query_heads = 1;   // kHead: rank r reads for query heads [r h / P, (r + 1) h / P)
 
-  // Number of rows rank `rank` holds of the first `tokens` tokens; its rows are in token order.
+  // Everything below takes a sharding that Validate accepts; fields of other axes than `axis` are not looked at.
+
+  // Number of rows rank `rank` holds of the first `tokens` tokens; its rows are in token order, so this is also the row
+  // of token number `tokens` where the rank holds it. A rank without heads has rows too, of no width.
   int64_t LocalRows(int rank, int64_t tokens) const;
   bool Holds(int rank, int64_t token) const;
   // Token of local row `row` of `rank`.
@@ -50,11 +53,12 @@ struct CacheSharding {
   HeadRange KvHeads(int rank, int kv_heads) const;
   // The shape of what the rank stores of one token.
   CacheRowShape LocalShape(int rank, const CacheRowShape& shape) const;
-  std::string ToString() const;
+  std::string ToString() const;  // "latent:ranks4:groups2"
   friend bool operator==(const CacheSharding&, const CacheSharding&) = default;
 };
 
 // InvalidArgument naming the field, its value and what is allowed (for `groups`: which values would work).
+Status Validate(const CacheRowShape& shape);
 Status Validate(const CacheSharding& sharding, const CacheRowShape& shape);
 
 }  // namespace tessera
