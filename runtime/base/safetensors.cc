@@ -65,14 +65,17 @@ StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   }
   result.data_offset_ = 8 + static_cast<int64_t>(header_bytes);
   const std::string_view header(static_cast<const char*>(mapping) + 8, header_bytes);
-  TESSERA_ASSIGN_OR_RETURN(result.tensors_,
+  TESSERA_ASSIGN_OR_RETURN(internal::SafetensorsHeader parsed,
                            internal::ParseSafetensorsHeader(path, header, file_bytes - result.data_offset_));
+  result.tensors_ = std::move(parsed.tensors);
+  result.metadata_ = std::move(parsed.metadata);
   return result;
 }
 
 SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
     : path_(std::move(other.path_)),
       tensors_(std::move(other.tensors_)),
+      metadata_(std::move(other.metadata_)),
       mapping_(std::exchange(other.mapping_, nullptr)),
       mapped_bytes_(std::exchange(other.mapped_bytes_, 0)),
       data_offset_(other.data_offset_) {}
@@ -80,6 +83,7 @@ SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(tensors_, other.tensors_);
+  std::swap(metadata_, other.metadata_);
   std::swap(mapping_, other.mapping_);
   std::swap(mapped_bytes_, other.mapped_bytes_);
   std::swap(data_offset_, other.data_offset_);

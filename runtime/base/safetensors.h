@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -35,6 +36,9 @@ struct SafetensorsTensor {
   int64_t row_bytes() const { return shape.empty() || shape[0] == 0 ? 0 : (end_byte - begin_byte) / shape[0]; }
 };
 
+// The header's "__metadata__": free text that comes with the tensors.
+using SafetensorsMetadata = std::map<std::string, std::string>;
+
 // "F32 [16384, 4, 64]"
 std::string Describe(const SafetensorsTensor& tensor);
 
@@ -49,8 +53,14 @@ class SafetensorsFile {
 
   const std::string& path() const { return path_; }
   std::span<const SafetensorsTensor> tensors() const { return tensors_; }
+  const SafetensorsMetadata& metadata() const { return metadata_; }
   // NotFound lists the names that exist.
   StatusOr<const SafetensorsTensor*> Find(std::string_view name) const;
+
+  // The bytes of one of this file's tensors() as they lie in the mapping: any type and rank, not necessarily aligned.
+  std::span<const std::byte> Bytes(const SafetensorsTensor& tensor) const {
+    return {Data(tensor), static_cast<size_t>(tensor.end_byte - tensor.begin_byte)};
+  }
 
   // The tensor's bytes as [rows, heads, width] (rank 3) or [rows, heads, 1] (rank 2), data pointing into the mapping.
   // InvalidArgument when rank or type cannot be served, or the data is not aligned for its type.
@@ -68,6 +78,7 @@ class SafetensorsFile {
 
   std::string path_;
   std::vector<SafetensorsTensor> tensors_;
+  SafetensorsMetadata metadata_;
   const std::byte* mapping_ = nullptr;
   int64_t mapped_bytes_ = 0;
   int64_t data_offset_ = 0;
@@ -88,22 +99,29 @@ class SafetensorsWriter {
   static Status CheckWritable(const std::string& target);
   // One rank creates the temporary at full size; `token` makes its name unique.
   static StatusOr<SafetensorsWriter> Create(const std::string& target, std::span<const SafetensorsEntry> entries,
-                                            uint64_t token);
+                                            uint64_t token, const SafetensorsMetadata& metadata = {});
   // The others open it, with the same arguments, after it was created.
   static StatusOr<SafetensorsWriter> Join(const std::string& target, std::span<const SafetensorsEntry> entries,
-                                          uint64_t token);
+                                          uint64_t token, const SafetensorsMetadata& metadata = {});
+  // A file whose data section is laid out as that of another, of which `tensors` are the tensors(); any types.
+  static StatusOr<SafetensorsWriter> CreateLike(const std::string& target, std::span<const SafetensorsTensor> tensors,
+                                                uint64_t token, const SafetensorsMetadata& metadata = {});
   SafetensorsWriter(SafetensorsWriter&& other) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;
   ~SafetensorsWriter();  // the creator removes the temporary unless it was committed
 
   // Writes the dense `rows` (first axis) to the global tokens of `segments`, in order.
   Status WriteRows(std::string_view name, std::span<const Segment> segments, const ConstTensorView& rows) const;
+  // Writes a whole tensor. InvalidArgument when `bytes` are not as many as it has.
+  Status WriteBytes(std::string_view name, std::span<const std::byte> bytes) const;
   // Creator only, after every rank has written: flushes to disk and renames.
   Status Commit();
 
  private:
   SafetensorsWriter() = default;
-  Status Open(const std::string& target, std::span<const SafetensorsEntry> entries, uint64_t token, bool create);
+  Status Open(const std::string& target, std::vector<SafetensorsTensor> tensors, uint64_t token,
+              const SafetensorsMetadata& metadata, bool create);
+  StatusOr<const SafetensorsTensor*> Find(std::string_view name) const;
 
   std::string target_;
   std::string temporary_;

@@ -12,6 +12,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr std::string_view kMetadataName = "__metadata__";
+
 struct ElementType {
   std::string_view name;
   int bytes;
@@ -111,6 +113,25 @@ StatusOr<SafetensorsTensor> ParseTensor(const std::string& path, const std::stri
   return tensor;
 }
 
+// Readers of the format take metadata for text to text; anything else is a file that was not meant for them.
+StatusOr<SafetensorsMetadata> ParseMetadata(const std::string& path, const Json& value) {
+  if (!value.is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": __metadata__ is ", Quote(value), "; allowed: an object of strings"));
+  }
+  SafetensorsMetadata metadata;
+  for (const auto& [key, text] : value.items()) {
+    if (!text.is_string()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": __metadata__ entry ", Quote(key), " is ", Quote(text), "; allowed: a string"));
+    }
+    metadata.emplace(key, text.get<std::string>());
+  }
+  return metadata;
+}
+
+}  // namespace
+
 // Tensors must tile the data section: an overlap lets one tensor alias another, a hole hides bytes from every reader.
 Status CheckTiling(const std::string& path, std::span<const SafetensorsTensor> tensors, int64_t data_bytes) {
   int64_t end = 0;
@@ -129,16 +150,20 @@ Status CheckTiling(const std::string& path, std::span<const SafetensorsTensor> t
       absl::StrCat(path, ": the data section has ", data_bytes, " bytes but the tensors end at ", end));
 }
 
-}  // namespace
-
-StatusOr<std::vector<SafetensorsTensor>> ParseSafetensorsHeader(const std::string& path, std::string_view header,
-                                                                int64_t data_bytes) {
+StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& path, std::string_view header,
+                                                   int64_t data_bytes) {
   // The parser keeps the last of two equal keys; which one a file means is a guess, so the names are watched here.
-  std::set<std::string> names;
-  std::optional<std::string> duplicate;
+  std::set<std::string> names, keys;
+  std::optional<std::string> duplicate, duplicate_key;
+  std::string entry;
   const auto watch = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth == 1 && event == Json::parse_event_t::key && !names.insert(parsed.get<std::string>()).second) {
-      duplicate = parsed.get<std::string>();
+    if (event != Json::parse_event_t::key || depth > 2) return true;
+    const auto& name = parsed.get_ref<const std::string&>();
+    if (depth == 1) {
+      entry = name;
+      if (!names.insert(name).second) duplicate = name;
+    } else if (entry == kMetadataName && !keys.insert(name).second) {
+      duplicate_key = name;
     }
     return true;
   };
@@ -150,15 +175,22 @@ StatusOr<std::vector<SafetensorsTensor>> ParseSafetensorsHeader(const std::strin
   if (duplicate) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": tensor ", Quote(*duplicate), " is described twice"));
   }
-  std::vector<SafetensorsTensor> tensors;
-  for (const auto& [name, value] : json.items()) {
-    if (name == "__metadata__") continue;
-    TESSERA_ASSIGN_OR_RETURN(SafetensorsTensor tensor, ParseTensor(path, name, value, data_bytes));
-    tensors.push_back(std::move(tensor));
+  if (duplicate_key) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": __metadata__ entry ", Quote(*duplicate_key), " is given twice"));
   }
-  std::ranges::sort(tensors, {}, [](const SafetensorsTensor& t) { return std::pair(t.begin_byte, t.end_byte); });
-  TESSERA_RETURN_IF_ERROR(CheckTiling(path, tensors, data_bytes));
-  return tensors;
+  SafetensorsHeader result;
+  for (const auto& [name, value] : json.items()) {
+    if (name == kMetadataName) {
+      TESSERA_ASSIGN_OR_RETURN(result.metadata, ParseMetadata(path, value));
+      continue;
+    }
+    TESSERA_ASSIGN_OR_RETURN(SafetensorsTensor tensor, ParseTensor(path, name, value, data_bytes));
+    result.tensors.push_back(std::move(tensor));
+  }
+  std::ranges::sort(result.tensors, {}, [](const SafetensorsTensor& t) { return std::pair(t.begin_byte, t.end_byte); });
+  TESSERA_RETURN_IF_ERROR(CheckTiling(path, result.tensors, data_bytes));
+  return result;
 }
 
 StatusOr<std::vector<SafetensorsTensor>> LayOutTensors(const std::string& path,
@@ -178,15 +210,24 @@ StatusOr<std::vector<SafetensorsTensor>> LayOutTensors(const std::string& path,
   return tensors;
 }
 
-std::string FormatSafetensorsHeader(std::span<const SafetensorsTensor> tensors) {
+StatusOr<std::string> FormatSafetensorsHeader(const std::string& path, std::span<const SafetensorsTensor> tensors,
+                                              const SafetensorsMetadata& metadata) {
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  if (!metadata.empty()) json[std::string(kMetadataName)] = metadata;
   for (const SafetensorsTensor& tensor : tensors) {
     json[tensor.name] = {
         {"dtype", tensor.type}, {"shape", tensor.shape}, {"data_offsets", {tensor.begin_byte, tensor.end_byte}}};
   }
   constexpr size_t kAlignment = 64;  // a cache line, so that rows of the data can be viewed in place
-  std::string text = json.dump();
+  std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (!metadata.empty() && Json::parse(text, nullptr, false)[std::string(kMetadataName)] != Json(metadata)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": metadata must be UTF-8"));
+  }
   text.append((kAlignment - (8 + text.size()) % kAlignment) % kAlignment, ' ');
+  if (static_cast<int64_t>(text.size()) > kMaxSafetensorsHeaderBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": a header of ", text.size(), " bytes; allowed: up to ", kMaxSafetensorsHeaderBytes));
+  }
   std::string header(8, '\0');
   const uint64_t length = text.size();
   for (int byte = 0; byte < 8; ++byte) header[byte] = static_cast<char>(length >> (8 * byte));

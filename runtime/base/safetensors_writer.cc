@@ -47,13 +47,13 @@ Status SafetensorsWriter::CheckWritable(const std::string& target) {
   return absl::OkStatus();
 }
 
-Status SafetensorsWriter::Open(const std::string& target, std::span<const SafetensorsEntry> entries, uint64_t token,
-                               bool create) {
+Status SafetensorsWriter::Open(const std::string& target, std::vector<SafetensorsTensor> tensors, uint64_t token,
+                               const SafetensorsMetadata& metadata, bool create) {
   TESSERA_RETURN_IF_ERROR(CheckWritable(target));
   target_ = target;
   temporary_ = absl::StrFormat("%s.tmp-%016x", target, token);
-  TESSERA_ASSIGN_OR_RETURN(tensors_, internal::LayOutTensors(target, entries));
-  const std::string header = internal::FormatSafetensorsHeader(tensors_);
+  tensors_ = std::move(tensors);
+  TESSERA_ASSIGN_OR_RETURN(const std::string header, internal::FormatSafetensorsHeader(target, tensors_, metadata));
   data_offset_ = static_cast<int64_t>(header.size());
 
   file_ = open(temporary_.c_str(), O_WRONLY | O_CLOEXEC | (create ? O_CREAT | O_EXCL : 0), 0666);
@@ -68,16 +68,29 @@ Status SafetensorsWriter::Open(const std::string& target, std::span<const Safete
 }
 
 StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& target,
-                                                      std::span<const SafetensorsEntry> entries, uint64_t token) {
+                                                      std::span<const SafetensorsEntry> entries, uint64_t token,
+                                                      const SafetensorsMetadata& metadata) {
   SafetensorsWriter writer;
-  TESSERA_RETURN_IF_ERROR(writer.Open(target, entries, token, /*create=*/true));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<SafetensorsTensor> tensors, internal::LayOutTensors(target, entries));
+  TESSERA_RETURN_IF_ERROR(writer.Open(target, std::move(tensors), token, metadata, /*create=*/true));
   return writer;
 }
 
 StatusOr<SafetensorsWriter> SafetensorsWriter::Join(const std::string& target,
-                                                    std::span<const SafetensorsEntry> entries, uint64_t token) {
+                                                    std::span<const SafetensorsEntry> entries, uint64_t token,
+                                                    const SafetensorsMetadata& metadata) {
   SafetensorsWriter writer;
-  TESSERA_RETURN_IF_ERROR(writer.Open(target, entries, token, /*create=*/false));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<SafetensorsTensor> tensors, internal::LayOutTensors(target, entries));
+  TESSERA_RETURN_IF_ERROR(writer.Open(target, std::move(tensors), token, metadata, /*create=*/false));
+  return writer;
+}
+
+StatusOr<SafetensorsWriter> SafetensorsWriter::CreateLike(const std::string& target,
+                                                          std::span<const SafetensorsTensor> tensors, uint64_t token,
+                                                          const SafetensorsMetadata& metadata) {
+  SafetensorsWriter writer;
+  TESSERA_RETURN_IF_ERROR(internal::CheckTiling(target, tensors, tensors.empty() ? 0 : tensors.back().end_byte));
+  TESSERA_RETURN_IF_ERROR(writer.Open(target, {tensors.begin(), tensors.end()}, token, metadata, /*create=*/true));
   return writer;
 }
 
@@ -94,12 +107,25 @@ SafetensorsWriter::~SafetensorsWriter() {
   if (owns_temporary_) unlink(temporary_.c_str());
 }
 
+StatusOr<const SafetensorsTensor*> SafetensorsWriter::Find(std::string_view name) const {
+  const auto tensor = std::ranges::find(tensors_, name, &SafetensorsTensor::name);
+  if (tensor != tensors_.end()) return &*tensor;
+  return absl::NotFoundError(absl::StrCat(target_, ": no tensor \"", std::string(name), "\" was announced"));
+}
+
+Status SafetensorsWriter::WriteBytes(std::string_view name, std::span<const std::byte> bytes) const {
+  TESSERA_ASSIGN_OR_RETURN(const SafetensorsTensor* tensor, Find(name));
+  if (static_cast<int64_t>(bytes.size()) != tensor->end_byte - tensor->begin_byte) {
+    return absl::InvalidArgumentError(absl::StrCat(target_, ": ", bytes.size(), " bytes for tensor \"", tensor->name,
+                                                   "\", which is ", Describe(*tensor)));
+  }
+  return WriteAt(file_, temporary_, bytes.data(), static_cast<int64_t>(bytes.size()),
+                 data_offset_ + tensor->begin_byte);
+}
+
 Status SafetensorsWriter::WriteRows(std::string_view name, std::span<const Segment> segments,
                                     const ConstTensorView& rows) const {
-  const auto tensor = std::ranges::find(tensors_, name, &SafetensorsTensor::name);
-  if (tensor == tensors_.end()) {
-    return absl::NotFoundError(absl::StrCat(target_, ": no tensor \"", std::string(name), "\" was announced"));
-  }
+  TESSERA_ASSIGN_OR_RETURN(const SafetensorsTensor* tensor, Find(name));
   TESSERA_RETURN_IF_ERROR(internal::CheckRows(target_, *tensor, segments, rows));
   const int64_t row_bytes = tensor->row_bytes();
   const auto* data = static_cast<const std::byte*>(rows.data);

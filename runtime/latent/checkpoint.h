@@ -30,6 +30,8 @@ class Checkpoint {
   StatusOr<MatrixView> Matrix(std::string_view name, int64_t rows, int64_t columns) const;
 
  private:
+  Status Missing(std::string_view name) const;
+
   std::string directory_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, int, std::less<>> file_of_;  // tensor name to file

@@ -74,6 +74,15 @@ TEST_F(SafetensorsTest, HeadersAboveTheCapAreRefused) {
   EXPECT_THAT(std::string(SafetensorsFile::Open(path).status().message()), HasSubstr("header length 100000001"));
 }
 
+TEST_F(SafetensorsTest, BadMetadataIsRefused) {
+  ExpectRefused(File(R"({"__metadata__": 7})", 0), "__metadata__ is 7; allowed: an object of strings");
+  ExpectRefused(File(R"({"__metadata__": ["a"]})", 0), "__metadata__ is [\"a\"]");
+  ExpectRefused(File(R"({"__metadata__": {"a": {"b": "c"}}})", 0), "__metadata__ entry \"a\" is {\"b\":\"c\"}");
+  ExpectRefused(File(R"({"__metadata__": {"a": null}})", 0), "__metadata__ entry \"a\" is null; allowed: a string");
+  ExpectRefused(File(R"({"__metadata__": {"a": "b", "a": "c"}})", 0), "__metadata__ entry \"a\" is given twice");
+  ExpectRefused(File(R"({"__metadata__": {}, "__metadata__": {}})", 0), "described twice");
+}
+
 TEST_F(SafetensorsTest, BadJsonIsRefused) {
   ExpectRefused(File("", 0), "not a JSON object");
   ExpectRefused(File("{\"q\":", 0), "not a JSON object");
@@ -198,6 +207,43 @@ TEST_F(SafetensorsWriterTest, AnUncommittedWriteLeavesTheOldFile) {
   std::string text;
   std::ifstream(target) >> text;
   EXPECT_EQ(text, "precious");
+}
+
+TEST_F(SafetensorsWriterTest, MetadataComesBack) {
+  const SafetensorsMetadata metadata = {{"format", "pt"}, {"empty", ""}, {"text", "a \"quoted\" line\n\xc3\xa9"}};
+  const std::string target = Path("out.safetensors");
+  auto writer = SafetensorsWriter::Create(target, entries_, 5, metadata);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(writer->Commit().ok());
+  const auto file = SafetensorsFile::Open(target);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->metadata(), metadata);
+  EXPECT_EQ(file->tensors().size(), entries_.size());
+  EXPECT_THAT(std::string(SafetensorsWriter::Create(target, entries_, 6, {{"bad", "\xff"}}).status().message()),
+              HasSubstr("must be UTF-8"));
+}
+
+TEST_F(SafetensorsWriterTest, AFileLikeAnotherHoldsAnyTypes) {
+  const std::vector<SafetensorsTensor> tensors = {{"codes", "F8_E4M3", std::nullopt, {3}, 0, 3},
+                                                  {"scalar", "I64", std::nullopt, {}, 3, 11}};
+  const std::string target = Path("like.safetensors");
+  auto writer = SafetensorsWriter::CreateLike(target, tensors, 7);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  const std::string bytes = "abcdefghijk";
+  const auto span = std::as_bytes(std::span(bytes));
+  EXPECT_THAT(std::string(writer->WriteBytes("codes", span.first(2)).message()),
+              HasSubstr("2 bytes for tensor \"codes\", which is F8_E4M3 [3]"));
+  ASSERT_TRUE(writer->WriteBytes("codes", span.first(3)).ok());
+  ASSERT_TRUE(writer->WriteBytes("scalar", span.subspan(3)).ok());
+  ASSERT_TRUE(writer->Commit().ok());
+  const auto file = SafetensorsFile::Open(target);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ(file->tensors().size(), 2u);
+  EXPECT_EQ(std::memcmp(file->Bytes(file->tensors()[1]).data(), bytes.data() + 3, 8), 0);
+  std::vector<SafetensorsTensor> hole = tensors;
+  hole[1].begin_byte = 4;
+  EXPECT_THAT(std::string(SafetensorsWriter::CreateLike(target, hole, 8).status().message()),
+              HasSubstr("leaves a hole"));
 }
 
 TEST_F(SafetensorsWriterTest, BadRequestsAreRefused) {
