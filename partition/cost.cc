@@ -12,16 +12,17 @@ namespace {
 // Adds up what the steps of one rank do.
 class Counter {
  public:
-  Counter(const PlanSpec& spec, const BandIndex& mask, const RankProgram& program)
-      : spec_(spec), mask_(mask), program_(program) {}
+  explicit Counter(const RankProgram& program) : program_(program) {}
 
   RankCost Count() {
     cost_.slot_bytes = program_.SlotBytes();
-    for (const Step& step : program_.steps) {
-      cost_.pairs += PairsOf(mask_, step.body);
-      std::visit([this](const auto& body) { Add(body); }, step.body);
-    }
-    cost_.flops = cost_.pairs * FlopsPerPair(spec_);
+    for (const Step& step : program_.steps) std::visit([this](const auto& body) { Add(body); }, step.body);
+    return cost_;
+  }
+  RankCost Count(const PlanSpec& spec, const BandIndex& mask) {
+    Count();
+    for (const Step& step : program_.steps) cost_.pairs += PairsOf(mask, step.body);
+    cost_.flops = cost_.pairs * FlopsPerPair(spec);
     return cost_;
   }
 
@@ -56,8 +57,6 @@ class Counter {
   template <typename Compute>
   void Add(const Compute&) {}
 
-  const PlanSpec& spec_;
-  const BandIndex& mask_;
   const RankProgram& program_;
   RankCost cost_;
 };
@@ -77,7 +76,7 @@ RankCost Combined(const RankCost& a, const RankCost& b, Combine combine) {
 }  // namespace
 
 RankCost CountProgram(const PlanSpec& spec, const RankProgram& program) {
-  return Counter(spec, BandIndex(spec.problem.mask), program).Count();
+  return Counter(program).Count(spec, BandIndex(spec.problem.mask));
 }
 
 RankCost PlanCost::Max() const {
@@ -95,7 +94,13 @@ RankCost PlanCost::Total() const {
 PlanCost CountPlan(const Plan& plan) {
   const BandIndex mask(plan.spec.problem.mask);
   PlanCost cost;
-  for (const RankProgram& program : plan.programs) cost.ranks.push_back(Counter(plan.spec, mask, program).Count());
+  for (const RankProgram& program : plan.programs) cost.ranks.push_back(Counter(program).Count(plan.spec, mask));
+  return cost;
+}
+
+PlanCost CountPlan(const DecodePlan& plan) {
+  PlanCost cost;
+  for (const RankProgram& program : plan.programs) cost.ranks.push_back(Counter(program).Count());
   return cost;
 }
 

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "partition/decode.h"
 #include "partition/plan.h"
 
 namespace tessera {
@@ -27,6 +29,8 @@ struct PlanCost {
   RankCost Total() const;
 };
 PlanCost CountPlan(const Plan& plan);
+// Messages and memory; how much is attended is the cache's matter, not the plan's, so flops and pairs stay 0.
+PlanCost CountPlan(const DecodePlan& plan);
 
 // Total bytes received over all ranks, from the problem, mesh and layouts alone (no steps): the closed form.
 // ring, double ring, all-gather: every key/value row once per other sequence rank that attends it; head exchange: every
@@ -34,6 +38,10 @@ PlanCost CountPlan(const Plan& plan);
 // includes output gradient, log-sum-exp and delta, and fp32 gradients of keys and values go back as the rows came. See
 // docs/communication.md.
 int64_t PredictedBytes(const PlanSpec& spec);
+// Of a decode step: head, tpla: none; gather-query: every query head once per other rank, and of the fp32 partials
+// every head once per rank that is not its owner; replicated-query: the latter; tree: partials up and the result down
+// each edge.
+int64_t PredictedBytes(const DecodeSpec& spec);
 
 // Machine rates a price is computed from. Defaults are a laptop's; `tessera bench` prints measured ones.
 struct MachineModel {
@@ -43,7 +51,9 @@ struct MachineModel {
   double node_latency_seconds = 10e-6;  // between nodes
   double node_bytes_per_second = 1e10;
   double step_overhead_seconds = 1e-6;
-  int ranks_per_node = 0;  // 0 = all ranks on one node
+  int ranks_per_node = 0;                     // 0 = all ranks on one node
+  double memory_bytes_per_second = 1e10;      // one rank's rate of reading its cache and its weights
+  double projection_flops_per_second = 1e11;  // one rank's rate of dense products of a few rows
 };
 
 struct TimedStep {
@@ -58,6 +68,8 @@ struct Price {
 };
 // Discrete-event simulation of all ranks with overlap, one compute unit and one sending link per rank.
 Price Simulate(const Plan& plan, const MachineModel& machine);
+// The same of a decode step, whose ranks attend to their caches in `attend_seconds`, one entry per rank.
+Price Simulate(const DecodePlan& plan, const MachineModel& machine, std::span<const double> attend_seconds);
 
 // A closed-form estimate for any number of ranks (to 65,536) that needs no programs; used by "auto".
 double EstimateSeconds(const PlanSpec& spec, const MachineModel& machine);

@@ -67,4 +67,22 @@ int64_t PredictedBytes(const PlanSpec& spec) {
   return HeadExchangeBytes(spec, shares) + (tree ? TreeBytes(spec, shares) : KeyValueBytes(spec, shares));
 }
 
+int64_t PredictedBytes(const DecodeSpec& spec) {
+  const int64_t row_heads = spec.rows * spec.heads;
+  const int64_t others = spec.ranks - 1;
+  const int64_t partial_bytes = (int64_t{spec.v_width} + 1) * 4;
+  switch (spec.method) {
+    case DecodeMethod::kHead:
+    case DecodeMethod::kTpla:
+      break;
+    case DecodeMethod::kGatherQuery:
+      return row_heads * others * (spec.qk_width * static_cast<int64_t>(SizeInBytes(spec.dtype)) + partial_bytes);
+    case DecodeMethod::kReplicatedQuery:
+      return row_heads * others * partial_bytes;
+    case DecodeMethod::kTree:
+      return 2 * row_heads * others * partial_bytes;
+  }
+  return 0;
+}
+
 }  // namespace tessera

@@ -3,9 +3,13 @@
 #include <array>
 
 #include "absl/strings/str_join.h"
+#include "partition/digest.h"
 
 namespace tessera {
 namespace {
+
+// Raised when a planner emits other steps for the same spec.
+constexpr int kDecodePlannerVersion = 1;
 
 constexpr std::array<std::string_view, 5> kNames = {"head", "tpla", "gather-query", "replicated-query", "tree"};
 
@@ -118,6 +122,21 @@ Status Validate(const DecodeSpec& spec) {
                         spec.ranks, absl::StrJoin(divisors, ", ")));
   }
   return absl::OkStatus();
+}
+
+uint64_t HashWithoutRows(const DecodeSpec& spec) {
+  Digest digest;
+  digest.Add(kDecodePlannerVersion).Add(spec.method).Add(spec.ranks).Add(spec.groups).Add(spec.heads);
+  digest.Add(spec.kv_heads).Add(spec.qk_width).Add(spec.v_width).Add(spec.dtype);
+  return digest.Value();
+}
+
+std::string ToString(const DecodeSpec& spec) {
+  std::string method(Name(spec.method));
+  if (spec.method == DecodeMethod::kTpla) absl::StrAppend(&method, " in ", spec.groups, " groups");
+  return absl::StrFormat("%s on %d ranks: %d rows of %d heads (%d key/value), widths %d and %d, %s", method, spec.ranks,
+                         spec.rows, spec.heads, spec.kv_heads, spec.qk_width, spec.v_width,
+                         std::string(Name(spec.dtype)));
 }
 
 }  // namespace tessera

@@ -1,5 +1,5 @@
-// Decode over ranks: a few query rows per sequence attend to a cache that is replicated, sharded by tokens or sharded by
-// latent columns. Every method is a planner that emits the plan's ordinary steps around one new one, attend_cache.
+// Decode over ranks: a few query rows per sequence attend to a cache that is replicated, sharded by tokens or sharded
+// by latent columns. Every method is a planner that emits the plan's ordinary steps around one new one, attend_cache.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@
 namespace tessera {
 
 enum class DecodeMethod : uint8_t {
-  kHead,            // heads sharded; the latent cache replicated, a GQA cache sharded by key/value head. Nothing moves
-  kTpla,            // latent columns sharded in `groups`, heads within a group's ranks. Nothing moves. Approximate
-  kGatherQuery,     // tokens sharded; queries of own heads are gathered, partials return to the heads' owners (DCP)
-  kReplicatedQuery, // tokens sharded; every rank has all queries, partials go to the heads' owners (Helix)
-  kTree             // tokens sharded; every rank has all queries, partials are reduced up and the result sent down a tree
+  kHead,             // heads sharded; the latent cache replicated, a GQA cache sharded by key/value head. Nothing moves
+  kTpla,             // latent columns sharded in `groups`, heads within a group's ranks. Nothing moves. Approximate
+  kGatherQuery,      // tokens sharded; queries of own heads are gathered, partials return to the heads' owners (DCP)
+  kReplicatedQuery,  // tokens sharded; every rank has all queries, partials go to the heads' owners (Helix)
+  kTree  // tokens sharded; every rank has all queries, partials are reduced up and the result sent down a tree
 };
 // "head", "tpla", "gather-query", "replicated-query", "tree"
 std::string_view Name(DecodeMethod method);
@@ -29,7 +29,7 @@ std::vector<DecodeMethod> AllDecodeMethods();
 struct DecodeSpec {
   DecodeMethod method = DecodeMethod::kHead;
   int ranks = 1;
-  int groups = 1;  // kTpla
+  int groups = 1;    // kTpla
   int64_t rows = 0;  // query rows of this step over all sequences
   int heads = 1;
   int kv_heads = 1;
@@ -44,5 +44,19 @@ struct DecodeSpec {
   friend bool operator==(const DecodeSpec&, const DecodeSpec&) = default;
 };
 Status Validate(const DecodeSpec& spec);
+// Stable 64-bit digest of everything that determines a decode plan but the rows, which differ from step to step.
+uint64_t HashWithoutRows(const DecodeSpec& spec);
+// "gather-query on 4 ranks: 3 rows of 16 heads (1 key/value), widths 576 and 512, bf16"
+std::string ToString(const DecodeSpec& spec);
+
+// A decode plan for every rank. Pure value.
+struct DecodePlan {
+  DecodeSpec spec;
+  std::vector<RankProgram> programs;  // one per rank
+  friend bool operator==(const DecodePlan&, const DecodePlan&) = default;
+};
+// The programs of all ranks, or of one (what execution uses), of a valid spec.
+DecodePlan BuildDecodePlan(const DecodeSpec& spec);
+RankProgram BuildDecodeProgram(const DecodeSpec& spec, int rank);
 
 }  // namespace tessera

@@ -1,10 +1,9 @@
 #include "partition/plan.h"
 
 #include <array>
-#include <memory>
 
 #include "absl/strings/str_format.h"
-#include "xxhash.h"
+#include "partition/digest.h"
 
 namespace tessera {
 
@@ -33,9 +32,9 @@ std::string_view Name(SlotContent content) {
 }
 
 std::string_view KindName(const StepBody& body) {
-  constexpr std::array<std::string_view, 12> names = {"send",  "receive", "exchange", "attend",          "clear",
-                                                      "merge", "finish",  "delta",    "attend_backward", "zero",
-                                                      "add",   "round"};
+  constexpr std::array<std::string_view, 13> names = {"send",  "receive", "exchange",    "attend",          "clear",
+                                                      "merge", "finish",  "delta",       "attend_backward", "zero",
+                                                      "add",   "round",   "attend_cache"};
   static_assert(std::variant_size_v<StepBody> == names.size());
   return names[body.index()];
 }
@@ -55,38 +54,9 @@ int64_t RankProgram::SlotBytes() const {
 
 namespace {
 
-// Feeds fields one by one, so that padding never enters the digest. Raise kPlannerVersion when planners emit other
-// steps for the same spec: ranks running different releases then disagree at start-up instead of hanging later.
+// Raised when planners emit other steps for the same spec: ranks running different releases then disagree at start-up
+// instead of hanging later.
 constexpr int kPlannerVersion = 1;
-
-class Digest {
- public:
-  Digest() : state_(XXH3_createState(), XXH3_freeState) { XXH3_64bits_reset(state_.get()); }
-  template <typename T>
-  Digest& Add(T value) {
-    static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
-    XXH3_64bits_update(state_.get(), &value, sizeof value);
-    return *this;
-  }
-  Digest& Add(Range range) { return Add(range.begin).Add(range.end); }
-  Digest& Add(const std::string& text) {
-    Add(text.size());
-    XXH3_64bits_update(state_.get(), text.data(), text.size());
-    return *this;
-  }
-  Digest& Add(const Layout& layout) {
-    Add(layout.tokens()).Add(layout.ranks());
-    for (int r = 0; r < layout.ranks(); ++r) {
-      Add(layout.segments(r).size());
-      for (const Segment& s : layout.segments(r)) Add(s.begin).Add(s.count).Add(s.stride);
-    }
-    return *this;
-  }
-  uint64_t Value() const { return XXH3_64bits_digest(state_.get()); }
-
- private:
-  std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state_;
-};
 
 }  // namespace
 

@@ -192,11 +192,23 @@ struct RoundStep {
   friend bool operator==(const RoundStep&, const RoundStep&) = default;
 };
 
-using StepBody = std::variant<SendStep, ReceiveStep, ExchangeStep, AttendStep, ClearStep, MergeStep, FinishStep,
-                              DeltaStep, AttendBackwardStep, ZeroStep, AddStep, RoundStep>;
+// The step of decoding.
 
-// A step may start when its dependencies are complete. Compute steps (attend, clear, merge, finish) of a rank run one
-// at a time in program order; exchanges start in program order; sends and receives may overlap anything.
+// Attends all query rows to the rank's own part of a paged cache, which lies outside the slots, and overwrites partial
+// slots that have the rows of the query slot.
+struct AttendCacheStep {
+  SlotId query = kNone;
+  SlotId partial_output = kNone;
+  SlotId partial_lse = kNone;
+  HeadRange heads;  // query heads: all of the three slots
+  friend bool operator==(const AttendCacheStep&, const AttendCacheStep&) = default;
+};
+
+using StepBody = std::variant<SendStep, ReceiveStep, ExchangeStep, AttendStep, ClearStep, MergeStep, FinishStep,
+                              DeltaStep, AttendBackwardStep, ZeroStep, AddStep, RoundStep, AttendCacheStep>;
+
+// A step may start when its dependencies are complete. Compute steps (attend, clear, merge, finish, ...) of a rank run
+// one at a time in program order; exchanges start in program order; sends and receives may overlap anything.
 struct Step {
   StepBody body;
   std::vector<StepId> after;  // earlier steps of the same rank
@@ -221,6 +233,8 @@ enum ExternalSlot : SlotId {
   kBackwardExternalSlots,
   kOwnDeltaSlot = kBackwardExternalSlots  // the first internal slot of a backward program: delta of the rank's own rows
 };
+// Those of a decode program: output and log-sum-exp are fp32, so partials are merged where the caller wants them.
+enum DecodeExternalSlot : SlotId { kDecodeQuerySlot = 0, kDecodeOutputSlot, kDecodeLseSlot, kDecodeExternalSlots };
 
 struct RankProgram {
   int rank = 0;

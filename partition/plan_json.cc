@@ -175,6 +175,10 @@ StepBody ReadBody(const Reader& json) {
     return AddStep{json["source"].Int(), json["destination"].Int(), json["rows"].List<MergeRows>(ReadMergeRows)};
   }
   if (kind == "round") return RoundStep{json["source"].Int(), json["destination"].Int()};
+  if (kind == "attend_cache") {
+    return AttendCacheStep{json["query"].Int(), json["partial_output"].Int(), json["partial_lse"].Int(),
+                           ReadHeads(json["heads"])};
+  }
   json["kind"].Fail(absl::StrCat("is '", kind, "', which is not known"));
   return {};
 }

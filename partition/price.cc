@@ -1,5 +1,6 @@
 // Simulate: a discrete-event simulation of a plan under rendezvous.
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <queue>
 
@@ -11,13 +12,16 @@
 namespace tessera {
 namespace {
 
+// Seconds that a compute step of a rank takes, besides the overhead of every step.
+using ComputeSeconds = std::function<double(int rank, const StepBody& body)>;
+
 class Simulation {
  public:
-  Simulation(const Plan& plan, const MachineModel& machine, const verify::StepIndex& index,
-             const verify::Meetings& meetings)
+  Simulation(const verify::PlanView& plan, const MachineModel& machine, const ComputeSeconds& compute_seconds,
+             const verify::StepIndex& index, const verify::Meetings& meetings)
       : plan_(plan),
         machine_(machine),
-        mask_(plan.spec.problem.mask),
+        compute_seconds_(compute_seconds),
         index_(index),
         meetings_(meetings),
         waiting_(index.size(), 0),
@@ -94,7 +98,7 @@ class Simulation {
     const StepBody& body = verify::BodyOf(plan_, first);
     const double ready = meeting_ready_[meeting];
     if (IsCompute(body)) {
-      const double seconds = ComputeSeconds(body);
+      const double seconds = machine_.step_overhead_seconds + compute_seconds_(first.rank, body);
       compute_[first.rank] += seconds;
       return Complete(index_.of(first.rank, first.step), ready, ready + seconds);
     }
@@ -118,9 +122,6 @@ class Simulation {
       Complete(step, begin, end);
     }
   }
-  double ComputeSeconds(const StepBody& body) const {
-    return machine_.step_overhead_seconds + PairsOf(mask_, body) * FlopsPerPair(plan_.spec) / machine_.flops_per_second;
-  }
   double PartsSeconds(int rank, const std::vector<ExchangePart>& parts) const {
     double seconds = 0;
     for (size_t i = 0; i < parts.size(); ++i) {
@@ -139,9 +140,9 @@ class Simulation {
     for (const int64_t dependent : dependents_[step]) Release(dependent, end);
   }
 
-  const Plan& plan_;
+  const verify::PlanView& plan_;
   const MachineModel& machine_;
-  const BandIndex mask_;
+  const ComputeSeconds& compute_seconds_;
   const verify::StepIndex& index_;
   const verify::Meetings& meetings_;
   std::vector<int> waiting_;  // prerequisites of each step that have not happened
@@ -157,17 +158,36 @@ class Simulation {
   Price price_;
 };
 
+Price Impossible(std::span<const RankProgram> programs) {
+  Price price;
+  price.seconds = std::numeric_limits<double>::infinity();
+  for (const RankProgram& program : programs) price.timeline.emplace_back(program.steps.size());
+  return price;
+}
+
+Price Simulate(const verify::PlanView& plan, const MachineModel& machine, const ComputeSeconds& compute_seconds) {
+  if (!verify::CheckStructure(plan).ok()) return Impossible(plan.programs);
+  const verify::StepIndex index(plan);
+  const auto meetings = verify::MatchMessages(plan, index);
+  if (!meetings.ok()) return Impossible(plan.programs);
+  return Simulation(plan, machine, compute_seconds, index, *meetings).Run();
+}
+
 }  // namespace
 
 Price Simulate(const Plan& plan, const MachineModel& machine) {
-  Price impossible;
-  impossible.seconds = std::numeric_limits<double>::infinity();
-  for (const RankProgram& program : plan.programs) impossible.timeline.emplace_back(program.steps.size());
-  if (!verify::CheckStructure(plan).ok()) return impossible;
-  const verify::StepIndex index(plan);
-  const auto meetings = verify::MatchMessages(plan, index);
-  if (!meetings.ok()) return impossible;
-  return Simulation(plan, machine, index, *meetings).Run();
+  if (!verify::CheckSpec(plan.spec).ok()) return Impossible(plan.programs);
+  const BandIndex mask(plan.spec.problem.mask);
+  return Simulate(verify::PlanView(plan), machine, [&](int, const StepBody& body) {
+    return PairsOf(mask, body) * FlopsPerPair(plan.spec) / machine.flops_per_second;
+  });
+}
+
+Price Simulate(const DecodePlan& plan, const MachineModel& machine, std::span<const double> attend_seconds) {
+  if (!Validate(plan.spec).ok() || attend_seconds.size() != plan.programs.size()) return Impossible(plan.programs);
+  return Simulate(verify::PlanView(plan), machine, [&](int rank, const StepBody& body) {
+    return std::holds_alternative<AttendCacheStep>(body) ? attend_seconds[rank] : 0.0;
+  });
 }
 
 }  // namespace tessera

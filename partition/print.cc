@@ -76,6 +76,10 @@ std::string Details(const AddStep& add) {
 std::string Details(const RoundStep& round) {
   return absl::StrCat("slot ", round.source, " into ", round.destination);
 }
+std::string Details(const AttendCacheStep& attend) {
+  return absl::StrCat("query slot ", attend.query, " into ", attend.partial_output, ",", attend.partial_lse, " heads ",
+                      Text(attend.heads));
+}
 
 const char* Name(SequenceMethod method) {
   switch (method) {

@@ -111,6 +111,12 @@ Json Encode(const AddStep& add) {
 Json Encode(const RoundStep& round) {
   return {{"source", round.source}, {"destination", round.destination}};
 }
+Json Encode(const AttendCacheStep& attend) {
+  return {{"query", attend.query},
+          {"partial_output", attend.partial_output},
+          {"partial_lse", attend.partial_lse},
+          {"heads", Encode(attend.heads)}};
+}
 Json Encode(const Step& step) {
   Json json{{"kind", std::string(KindName(step.body))}};
   json.update(std::visit([](const auto& body) { return Encode(body); }, step.body));
@@ -184,6 +190,24 @@ std::string ToJson(const Plan& plan) {
                   {"programs", std::move(programs)}};
   // A strategy name that is not UTF-8 is a caller's mistake; replacing its bytes beats throwing.
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+std::string ToJson(const DecodePlan& plan) {
+  const DecodeSpec& spec = plan.spec;
+  Json programs = Json::array();
+  for (const RankProgram& program : plan.programs) programs.push_back(Encode(program));
+  return Json{{"schema", "tessera-decode-plan-1"},
+              {"method", std::string(Name(spec.method))},
+              {"ranks", spec.ranks},
+              {"groups", spec.groups},
+              {"rows", spec.rows},
+              {"heads", spec.heads},
+              {"kv_heads", spec.kv_heads},
+              {"qk_width", spec.qk_width},
+              {"v_width", spec.v_width},
+              {"dtype", std::string(Name(spec.dtype))},
+              {"programs", std::move(programs)}}
+      .dump();
 }
 
 }  // namespace tessera

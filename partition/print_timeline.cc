@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <span>
 
 #include "partition/print.h"
 
@@ -20,7 +21,9 @@ Mark MarkOf(const StepBody& body) {
   if (std::holds_alternative<SendStep>(body)) return {'>', {false, true, false}};
   if (std::holds_alternative<ReceiveStep>(body)) return {'<', {false, false, true}};
   if (std::holds_alternative<ExchangeStep>(body)) return {'x', {false, true, true}};
-  if (std::holds_alternative<AttendStep>(body)) return {'A', {true, false, false}};
+  if (std::holds_alternative<AttendStep>(body) || std::holds_alternative<AttendCacheStep>(body)) {
+    return {'A', {true, false, false}};
+  }
   if (std::holds_alternative<MergeStep>(body)) return {'M', {true, false, false}};
   if (std::holds_alternative<ClearStep>(body)) return {'c', {true, false, false}};
   if (std::holds_alternative<DeltaStep>(body)) return {'D', {true, false, false}};
@@ -37,9 +40,7 @@ std::string Duration(double seconds) {
   return absl::StrFormat("%.3g us", seconds * 1e6);
 }
 
-}  // namespace
-
-std::string DrawTimeline(const Plan& plan, const Price& price, int columns) {
+std::string Draw(std::span<const RankProgram> programs, const char* legend, const Price& price, int columns) {
   const int width = std::max(columns, 16);
   if (!std::isfinite(price.seconds)) return "no timeline: the plan cannot run to its end\n";
   const double per_column = price.seconds > 0 ? price.seconds / width : 1;
@@ -52,7 +53,7 @@ std::string DrawTimeline(const Plan& plan, const Price& price, int columns) {
   std::string text = absl::StrFormat("%s predicted; busiest rank computes %s, communication exposed %s\n", end,
                                      Duration(price.compute_seconds), Duration(price.exposed_communication_seconds));
   text += absl::StrFormat("%-*s 0%s%s\n", kMargin, "", std::string(std::max<int>(1, width - 1 - end.size()), ' '), end);
-  for (const RankProgram& program : plan.programs) {
+  for (const RankProgram& program : programs) {
     std::array<std::string, kLanes> lanes;
     lanes.fill(std::string(width, kIdle));
     // Short steps must stay visible beside long ones: they are drawn last.
@@ -77,10 +78,19 @@ std::string DrawTimeline(const Plan& plan, const Price& price, int columns) {
       text += absl::StrFormat("%-10s %-7s %s\n", rank, kLaneNames[lane], lanes[lane]);
     }
   }
-  text += plan.spec.pass == Pass::kForward ? "A attend  M merge  c clear  F finish"
-                                           : "B attend backward  D delta  z zero  + add  R round";
-  text += "  > send  < receive  x exchange  . idle\n";
-  return text;
+  return absl::StrCat(text, legend, "  > send  < receive  x exchange  . idle\n");
+}
+
+}  // namespace
+
+std::string DrawTimeline(const Plan& plan, const Price& price, int columns) {
+  const char* legend = plan.spec.pass == Pass::kForward ? "A attend  M merge  c clear  F finish"
+                                                        : "B attend backward  D delta  z zero  + add  R round";
+  return Draw(plan.programs, legend, price, columns);
+}
+
+std::string DrawTimeline(const DecodePlan& plan, const Price& price, int columns) {
+  return Draw(plan.programs, "A attend to the cache  M merge", price, columns);
 }
 
 }  // namespace tessera

@@ -57,8 +57,8 @@ void ProgramBuilder::Touch(SlotId slot, Range rows, bool write, std::vector<Step
       return a.step != self && a.rows.begin >= rows.begin && a.rows.end <= rows.end;
     });
   }
-  // External inputs are never written, so their reads need no record.
-  if (write || !program_.slots[slot].external) earlier.push_back({self, rows, write});
+  // An external slot that nothing has written is an input: its reads need no record.
+  if (write || !program_.slots[slot].external || !earlier.empty()) earlier.push_back({self, rows, write});
 }
 
 StepId ProgramBuilder::Send(int peer, const Region& region, Channel channel) {
@@ -133,6 +133,11 @@ StepId ProgramBuilder::Add(StepBody body) {
                  [&](const RoundStep& s) {
                    Touch(s.source, all_rows(s.source), false, after);
                    Touch(s.destination, all_rows(s.destination), true, after);
+                 },
+                 [&](const AttendCacheStep& s) {
+                   Touch(s.query, all_rows(s.query), false, after);
+                   Touch(s.partial_output, all_rows(s.partial_output), true, after);
+                   Touch(s.partial_lse, all_rows(s.partial_lse), true, after);
                  },
              },
              body);

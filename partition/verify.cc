@@ -5,7 +5,7 @@
 namespace tessera {
 namespace verify {
 
-StepIndex::StepIndex(const Plan& plan) {
+StepIndex::StepIndex(const PlanView& plan) {
   for (const RankProgram& program : plan.programs) {
     first_.push_back(size());
     for (StepId step = 0; step < static_cast<int>(program.steps.size()); ++step) refs_.push_back({program.rank, step});
@@ -16,7 +16,7 @@ std::string Where(const RankProgram& program, StepId step) {
   return absl::StrCat("rank ", program.rank, " step ", step, " (", std::string(KindName(program.steps[step].body)),
                       ")");
 }
-std::string Where(const Plan& plan, StepRef ref) {
+std::string Where(const PlanView& plan, StepRef ref) {
   return Where(plan.programs[ref.rank], ref.step);
 }
 std::string Text(Range range) {
@@ -37,13 +37,64 @@ int64_t BytesOf(const RankProgram& program, const Region& region) {
   return region.rows.size() * region.heads.size() * slot.width * slot.element_bytes;
 }
 
-std::span<const SlotContent> ExternalContentsOf(Pass pass) {
-  static constexpr SlotContent kContents[] = {
-      SlotContent::kQuery,         SlotContent::kKey,         SlotContent::kValue,
-      SlotContent::kResult,        SlotContent::kResultLse,   SlotContent::kOutputGradient,
-      SlotContent::kQueryGradient, SlotContent::kKeyGradient, SlotContent::kValueGradient};
-  static_assert(std::size(kContents) == kBackwardExternalSlots);
-  return std::span(kContents).first(ExternalSlotsOf(pass));
+namespace {
+
+constexpr SlotContent kExternalContents[] = {
+    SlotContent::kQuery,         SlotContent::kKey,         SlotContent::kValue,
+    SlotContent::kResult,        SlotContent::kResultLse,   SlotContent::kOutputGradient,
+    SlotContent::kQueryGradient, SlotContent::kKeyGradient, SlotContent::kValueGradient};
+static_assert(std::size(kExternalContents) == kBackwardExternalSlots);
+
+PlanView::External ExternalOf(const PlanSpec& spec, int rank, SlotId id) {
+  const SlotContent content = kExternalContents[id];
+  const bool keys = IsOnKeySide(content);
+  const Layout& layout = keys ? spec.key_layout : spec.query_layout;
+  const HeadRange heads{0, keys ? spec.problem.kv_heads : spec.problem.query_heads};
+  const auto tokens = layout.segments(rank);
+  return {
+      {content, true, layout.rows(rank), heads, WidthOf(spec.problem, content), ElementBytesOf(spec.problem, content)},
+      {tokens.begin(), tokens.end()}};
+}
+
+// Every rank's rows are the rows of the step.
+PlanView::External ExternalOf(const DecodeSpec& spec, const Problem& problem, int rank, SlotId id) {
+  constexpr SlotContent kContents[] = {SlotContent::kQuery, SlotContent::kPartialOutput, SlotContent::kPartialLse};
+  static_assert(std::size(kContents) == kDecodeExternalSlots);
+  const HeadRange heads = id == kDecodeQuerySlot ? spec.QueryHeads(rank) : spec.OutputHeads(rank);
+  return {
+      {kContents[id], true, spec.rows, heads, WidthOf(problem, kContents[id]), ElementBytesOf(problem, kContents[id])},
+      {{0, spec.rows, 1}}};
+}
+
+}  // namespace
+
+PlanView::PlanView(const Plan& plan)
+    : kind(plan.spec.pass == Pass::kForward ? Kind::kForward : Kind::kBackward),
+      programs(plan.programs),
+      problem(plan.spec.problem),
+      ranks(plan.spec.mesh.size()),
+      externals(kind == Kind::kForward ? kExternalSlots : kBackwardExternalSlots),
+      inputs(kind == Kind::kForward ? kResultSlot : kQueryGradientSlot),
+      external([&spec = plan.spec](int rank, SlotId slot) { return ExternalOf(spec, rank, slot); }) {}
+
+PlanView::PlanView(const DecodePlan& plan)
+    : kind(Kind::kDecode),
+      programs(plan.programs),
+      ranks(plan.spec.ranks),
+      externals(kDecodeExternalSlots),
+      inputs(kDecodeOutputSlot) {
+  const DecodeSpec& spec = plan.spec;
+  problem.query_tokens = spec.rows;
+  problem.key_tokens = spec.axis() == CacheAxis::kSequence ? spec.ranks : 1;
+  problem.query_heads = spec.heads;
+  problem.kv_heads = spec.kv_heads;
+  problem.qk_width = spec.qk_width;
+  problem.v_width = spec.v_width;
+  problem.dtype = spec.dtype;
+  problem.mask = *Mask::Full(problem.query_tokens, problem.key_tokens);  // of lengths that Validate() allows
+  external = [&spec, this_problem = problem](int rank, SlotId slot) {
+    return ExternalOf(spec, this_problem, rank, slot);
+  };
 }
 
 bool IsOnKeySide(SlotContent content) {
@@ -119,8 +170,7 @@ Status CheckLayout(const Layout& layout, int ranks, int64_t tokens, const char* 
 
 }  // namespace
 
-Status CheckStructure(const Plan& plan) {
-  const PlanSpec& spec = plan.spec;
+Status CheckSpec(const PlanSpec& spec) {
   TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
   const auto axis_ok = [](int ranks) { return ranks >= 1 && ranks <= kMaxRanks; };
   const Mesh& mesh = spec.mesh;
@@ -130,12 +180,15 @@ Status CheckStructure(const Plan& plan) {
     return absl::InvalidArgumentError("structure: the mesh has an empty axis or too many ranks");
   }
   TESSERA_RETURN_IF_ERROR(CheckLayout(spec.query_layout, spec.mesh.size(), spec.problem.query_tokens, "query"));
-  TESSERA_RETURN_IF_ERROR(CheckLayout(spec.key_layout, spec.mesh.size(), spec.problem.key_tokens, "key"));
-  if (static_cast<int>(plan.programs.size()) != spec.mesh.size()) {
+  return CheckLayout(spec.key_layout, spec.mesh.size(), spec.problem.key_tokens, "key");
+}
+
+Status CheckStructure(const PlanView& plan) {
+  if (static_cast<int>(plan.programs.size()) != plan.ranks) {
     return absl::InvalidArgumentError(
-        absl::StrCat("structure: ", plan.programs.size(), " programs for ", spec.mesh.size(), " ranks"));
+        absl::StrCat("structure: ", plan.programs.size(), " programs for ", plan.ranks, " ranks"));
   }
-  for (int rank = 0; rank < spec.mesh.size(); ++rank) {
+  for (int rank = 0; rank < plan.ranks; ++rank) {
     if (plan.programs[rank].rank != rank) {
       return absl::InvalidArgumentError(
           absl::StrCat("structure: program ", rank, " says it is for rank ", plan.programs[rank].rank));
@@ -145,17 +198,29 @@ Status CheckStructure(const Plan& plan) {
   return absl::OkStatus();
 }
 
+// The stages that are the same for every kind of plan.
+Status CheckAll(const PlanView& plan) {
+  TESSERA_RETURN_IF_ERROR(CheckStructure(plan));
+  const StepIndex index(plan);
+  TESSERA_ASSIGN_OR_RETURN(const Meetings meetings, MatchMessages(plan, index));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<int> order, OrderMeetings(plan, index, meetings));
+  TESSERA_RETURN_IF_ERROR(CheckLifetimes(plan));
+  TESSERA_ASSIGN_OR_RETURN(const Outcome outcome, ExecuteSymbolically(plan, index, meetings, order));
+  return CheckCoverage(plan, outcome);
+}
+
 }  // namespace verify
 
 Status Verify(const Plan& plan) {
-  TESSERA_RETURN_IF_ERROR(verify::CheckStructure(plan));
-  const verify::StepIndex index(plan);
-  TESSERA_ASSIGN_OR_RETURN(const verify::Meetings meetings, verify::MatchMessages(plan, index));
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<int> order, verify::OrderMeetings(plan, index, meetings));
-  TESSERA_RETURN_IF_ERROR(verify::CheckLifetimes(plan));
-  TESSERA_ASSIGN_OR_RETURN(const verify::Outcome outcome, verify::ExecuteSymbolically(plan, index, meetings, order));
-  TESSERA_RETURN_IF_ERROR(verify::CheckCoverage(plan, outcome));
-  return verify::CheckTilesUnmasked(plan, BandIndex(plan.spec.problem.mask));
+  TESSERA_RETURN_IF_ERROR(verify::CheckSpec(plan.spec));
+  const verify::PlanView view(plan);
+  TESSERA_RETURN_IF_ERROR(verify::CheckAll(view));
+  return verify::CheckTilesUnmasked(view, BandIndex(plan.spec.problem.mask));
+}
+
+Status Verify(const DecodePlan& plan) {
+  TESSERA_RETURN_IF_ERROR(Validate(plan.spec));
+  return verify::CheckAll(verify::PlanView(plan));
 }
 
 }  // namespace tessera

@@ -1,6 +1,7 @@
 // Static proof that a plan is right, without ranks: see the list in Verify().
 #pragma once
 
+#include "partition/decode.h"
 #include "partition/plan.h"
 #include "runtime/base/status.h"
 
@@ -20,5 +21,9 @@ namespace tessera {
 //     value gradient of its key's owner, exactly once each;
 //  7. masked-out work: every tile has at least one unmasked pair.
 Status Verify(const Plan& plan);
+
+// The same of a decode plan, whose coverage is: where tokens are sharded, every row and head of an output is made of
+// every rank's part of the cache exactly once; otherwise of the owner's cache exactly once.
+Status Verify(const DecodePlan& plan);
 
 }  // namespace tessera

@@ -19,12 +19,11 @@ inline Segment TokensOfRows(const Segment& tokens, int64_t first_row, Range rows
 
 class Collector {
  public:
-  Collector(const Plan& plan, SlotStates& slots) : plan_(plan), slots_(slots) {}
+  Collector(const PlanView& plan, SlotStates& slots) : plan_(plan), slots_(slots) {}
 
   StatusOr<std::vector<FinishedRows>> Collect() {
-    const Pass pass = plan_.spec.pass;
     for (const RankProgram& program : plan_.programs) {
-      for (SlotId slot = InputSlotsOf(pass); slot < ExternalSlotsOf(pass); ++slot) {
+      for (SlotId slot = plan_.inputs; slot < plan_.externals; ++slot) {
         TESSERA_RETURN_IF_ERROR(Collect(program.rank, slot));
       }
     }
@@ -35,11 +34,11 @@ class Collector {
   // What ended up in one of the caller's outputs, cut where the layout or the history changes.
   Status Collect(int rank, SlotId slot) {
     const SlotContent output = slots_.SlotOf(rank, slot).content;
-    const Layout& layout = IsOnKeySide(output) ? plan_.spec.key_layout : plan_.spec.query_layout;
+    const std::vector<Segment> tokens = plan_.external(rank, slot).tokens;
     return slots_.ForEachBlock(rank, slot, [&](HeadRange heads, SlotStates::Rows& results) {
       int64_t row = 0;
       Status status;
-      for (const Segment& segment : layout.segments(rank)) {
+      for (const Segment& segment : tokens) {
         results.ForEach({row, row + segment.count}, [&](const SlotStates::Rows::Run& run) {
           status = CollectRun({rank, output, heads, TokensOfRows(segment, row, run.rows), run.value.bag}, run.value);
           return status.ok();
@@ -65,7 +64,7 @@ class Collector {
     return absl::OkStatus();
   }
 
-  const Plan& plan_;
+  const PlanView& plan_;
   SlotStates& slots_;
   std::vector<FinishedRows> rows_;
 };

@@ -8,13 +8,13 @@
 namespace tessera::verify {
 namespace {
 
-Status Error(const Plan& plan, StepRef ref, const std::string& what) {
+Status Error(const PlanView& plan, StepRef ref, const std::string& what) {
   return absl::InvalidArgumentError(absl::StrCat("contents: ", Where(plan, ref), " ", what));
 }
 
 class Interpreter {
  public:
-  Interpreter(const Plan& plan, const StepIndex& index, const Meetings& meetings)
+  Interpreter(const PlanView& plan, const StepIndex& index, const Meetings& meetings)
       : plan_(plan), index_(index), meetings_(meetings), slots_(plan) {}
 
   StatusOr<Outcome> Run(std::span<const int> order) {
@@ -63,7 +63,8 @@ class Interpreter {
                        absl::StrCat("moves rows ", Text(run.rows), " of slot ", from.slot, ", which hold nothing yet"));
         }
         const Range written{run.rows.begin + shift, run.rows.end + shift};
-        if (destination.external) {
+        if (destination.external && destination.content != SlotContent::kPartialOutput &&
+            destination.content != SlotContent::kPartialLse) {
           TESSERA_RETURN_IF_ERROR(CheckFirstWrite(transfer.destination, to.slot, target, written));
         }
         target.Assign(written, run.value);
@@ -138,7 +139,7 @@ class Interpreter {
     return absl::OkStatus();
   }
   Status Compute(StepRef ref, const AttendStep& attend) {
-    const HeadRange key_heads = KeyHeadsOf(plan_.spec.problem, attend.heads);
+    const HeadRange key_heads = KeyHeadsOf(plan_.problem, attend.heads);
     for (const Tile& tile : attend.tiles) {
       TESSERA_RETURN_IF_ERROR(CheckTokens(ref, attend.query, attend.heads, tile.query_row, tile.queries));
       TESSERA_RETURN_IF_ERROR(CheckTokens(ref, attend.key, key_heads, tile.key_row, tile.keys));
@@ -151,7 +152,7 @@ class Interpreter {
     return absl::OkStatus();
   }
   Status Compute(StepRef ref, const AttendBackwardStep& attend) {
-    const Problem& problem = plan_.spec.problem;
+    const Problem& problem = plan_.problem;
     const HeadRange key_heads = KeyHeadsOf(problem, attend.heads);
     Contributions& contributions = outcome_.contributions;
     for (const Tile& tile : attend.tiles) {
@@ -172,6 +173,19 @@ class Interpreter {
           TESSERA_RETURN_IF_ERROR(FoldTile(ref, slot, block, tile.key_row, tile.keys, queries));
         }
       }
+    }
+    return absl::OkStatus();
+  }
+  // Row i of the slots is row i of the step; what it meets is this rank's part of the cache.
+  Status Compute(StepRef ref, const AttendCacheStep& attend) {
+    const Segment rows{0, SlotOf(ref.rank, attend.query).rows, 1};
+    TESSERA_RETURN_IF_ERROR(CheckTokens(ref, attend.query, attend.heads, 0, rows));
+    const int bag = outcome_.contributions.Add({{CachePartOf(plan_, ref.rank), 1, 1}, ref, attend.heads});
+    for (const SlotId slot : {attend.partial_output, attend.partial_lse}) {
+      TESSERA_RETURN_IF_ERROR(slots_.ForEachBlock(ref.rank, slot, attend.heads, [&](HeadRange, Rows& target) {
+        target.Assign({0, rows.count}, {true, true, 0, 1, bag});
+        return absl::OkStatus();
+      }));
     }
     return absl::OkStatus();
   }
@@ -262,7 +276,7 @@ class Interpreter {
     });
   }
 
-  const Plan& plan_;
+  const PlanView& plan_;
   const StepIndex& index_;
   const Meetings& meetings_;
   SlotStates slots_;
@@ -271,7 +285,7 @@ class Interpreter {
 
 }  // namespace
 
-StatusOr<Outcome> ExecuteSymbolically(const Plan& plan, const StepIndex& index, const Meetings& meetings,
+StatusOr<Outcome> ExecuteSymbolically(const PlanView& plan, const StepIndex& index, const Meetings& meetings,
                                       std::span<const int> order) {
   return Interpreter(plan, index, meetings).Run(order);
 }

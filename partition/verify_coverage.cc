@@ -65,16 +65,18 @@ struct Side {
 
 // What must hold of some rows of an output in some query heads.
 struct Claim {
-  const Plan& plan;
+  const PlanView& plan;
   const Side& side;
   SlotContent output;
   HeadRange heads;
   Segment tokens;
 
   Status Error(int64_t token, int64_t other, const std::string& how) const {
-    return absl::InvalidArgumentError(absl::StrCat("coverage: query token ", side.keys ? other : token,
-                                                   " and key token ", side.keys ? token : other, " of heads ",
-                                                   Text(heads), " ", how));
+    const bool decode = plan.kind == PlanView::Kind::kDecode;
+    return absl::InvalidArgumentError(absl::StrCat("coverage: ", decode ? "row " : "query token ",
+                                                   side.keys ? other : token,
+                                                   decode ? " and cache part " : " and key token ",
+                                                   side.keys ? token : other, " of heads ", Text(heads), " ", how));
   }
   Status Doubled(int64_t token, int64_t other, StepRef first, StepRef second) const {
     return Error(token, other,
@@ -195,10 +197,21 @@ std::vector<HeadRange> QueryHeadsToCheck(const Problem& problem, const FinishedR
   return cuts.Within(all);
 }
 
+// Where no tokens are sharded, each rank's output comes from its own copy, slice or heads of the cache.
+Status CheckOwnCache(const FinishedRows& rows, const std::vector<Contribution>& parts, const PlanView& plan) {
+  for (const Contribution& part : parts) {
+    if (part.step.rank == rows.rank) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("coverage: the ", std::string(Name(rows.output)), " of rank ", rows.rank, " heads ",
+                     Text(rows.heads), " is made of the cache of another rank, by ", Where(plan, part.step)));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
-Status CheckCoverage(const Plan& plan, const Outcome& outcome) {
-  const Problem& problem = plan.spec.problem;
+Status CheckCoverage(const PlanView& plan, const Outcome& outcome) {
+  const Problem& problem = plan.problem;
   const bool count = static_cast<double>(problem.query_heads) * static_cast<double>(problem.query_tokens) *
                          static_cast<double>(problem.key_tokens) <=
                      static_cast<double>(kBruteForcePairs);
@@ -207,6 +220,9 @@ Status CheckCoverage(const Plan& plan, const Outcome& outcome) {
   std::set<std::tuple<bool, int, int, int64_t, int64_t, int64_t>> proved;
   for (const FinishedRows& rows : outcome.rows) {
     const Side& side = sides[IsOnKeySide(rows.output)];
+    if (plan.kind == PlanView::Kind::kDecode && problem.key_tokens == 1) {
+      TESSERA_RETURN_IF_ERROR(CheckOwnCache(rows, outcome.contributions.Flatten(rows.bag), plan));
+    }
     if (!proved
              .insert({side.keys, rows.heads.begin, rows.bag, rows.tokens.begin, rows.tokens.count, rows.tokens.stride})
              .second) {
@@ -240,7 +256,7 @@ std::span<const Tile> TilesOf(const StepBody& body) {
 
 }  // namespace
 
-Status CheckTilesUnmasked(const Plan& plan, const BandIndex& mask) {
+Status CheckTilesUnmasked(const PlanView& plan, const BandIndex& mask) {
   for (const RankProgram& program : plan.programs) {
     for (StepId step = 0; step < static_cast<int>(program.steps.size()); ++step) {
       for (const Tile& tile : TilesOf(program.steps[step].body)) {

@@ -3,16 +3,40 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "partition/cost_band_index.h"
+#include "partition/decode.h"
 #include "partition/plan.h"
 #include "runtime/base/status.h"
 
 namespace tessera::verify {
+
+// A plan of any kind as verification and simulation see it: its programs, and what its spec demands of them. Refers to
+// the plan it is made of.
+struct PlanView {
+  explicit PlanView(const Plan& plan);
+  explicit PlanView(const DecodePlan& plan);
+
+  // What one of the caller's tensors must be, and the tokens of its rows.
+  struct External {
+    Slot slot;
+    std::vector<Segment> tokens;
+  };
+  enum class Kind : uint8_t { kForward, kBackward, kDecode };
+
+  Kind kind = Kind::kForward;
+  std::span<const RankProgram> programs;
+  Problem problem;  // of a decode plan: query tokens are rows of the step, key tokens are parts of the cache
+  int ranks = 0;
+  SlotId externals = 0;  // the caller's tensors: the first slots
+  SlotId inputs = 0;     // those of them that no step may change: the first ones
+  std::function<External(int rank, SlotId slot)> external;
+};
 
 struct StepRef {
   int rank = 0;
@@ -22,7 +46,7 @@ struct StepRef {
 // Numbers the steps of all ranks consecutively.
 class StepIndex {
  public:
-  explicit StepIndex(const Plan& plan);
+  explicit StepIndex(const PlanView& plan);
   int64_t size() const { return static_cast<int64_t>(refs_.size()); }
   int64_t of(int rank, StepId step) const { return first_[rank] + step; }
   StepRef at(int64_t index) const { return refs_[index]; }
@@ -53,42 +77,40 @@ struct Transfer {
 };
 
 // "rank 1 step 4 (receive)".
-std::string Where(const Plan& plan, StepRef ref);
+std::string Where(const PlanView& plan, StepRef ref);
 std::string Where(const RankProgram& program, StepId step);
 std::string Text(Range range);
 std::string Text(HeadRange heads);
 std::string Text(const Segment& segment);
 
-inline const StepBody& BodyOf(const Plan& plan, StepRef ref) {
+inline const StepBody& BodyOf(const PlanView& plan, StepRef ref) {
   return plan.programs[ref.rank].steps[ref.step].body;
 }
 int64_t BytesOf(const RankProgram& program, const Region& region);
-// Slots of the caller's tensors, and those of them that no step may change: the first ones.
-inline SlotId ExternalSlotsOf(Pass pass) {
-  return pass == Pass::kForward ? kExternalSlots : kBackwardExternalSlots;
-}
-inline SlotId InputSlotsOf(Pass pass) {
-  return pass == Pass::kForward ? kResultSlot : kQueryGradientSlot;
-}
-// What the external slots hold, in order.
-std::span<const SlotContent> ExternalContentsOf(Pass pass);
 // Whether the rows are those of keys and the heads key/value heads.
 bool IsOnKeySide(SlotContent content);
 // Key/value heads that query heads `heads` read.
 HeadRange KeyHeadsOf(const Problem& problem, HeadRange heads);
 
+// The part of the cache that a rank of a decode plan holds: where tokens are sharded its own, otherwise the only one.
+inline int64_t CachePartOf(const PlanView& plan, int rank) {
+  return plan.problem.key_tokens > 1 ? rank : 0;
+}
+
 // What an element of a slot must be.
 int WidthOf(const Problem& problem, SlotContent content);
 int ElementBytesOf(const Problem& problem, SlotContent content);
 
-Status CheckStructure(const Plan& plan);
-Status CheckProgram(const Plan& plan, const RankProgram& program);  // the part of CheckStructure that concerns one rank
-StatusOr<Meetings> MatchMessages(const Plan& plan, const StepIndex& index);
+Status CheckSpec(const PlanSpec& spec);  // what a PlanView takes for granted
+Status CheckStructure(const PlanView& plan);
+Status CheckProgram(const PlanView& plan,
+                    const RankProgram& program);  // the part of CheckStructure that concerns one rank
+StatusOr<Meetings> MatchMessages(const PlanView& plan, const StepIndex& index);
 // What moves in a meeting that MatchMessages made, in packing order; empty for compute steps.
-std::vector<Transfer> TransfersOf(const Plan& plan, const StepIndex& index, const Meetings& meetings, int meeting);
+std::vector<Transfer> TransfersOf(const PlanView& plan, const StepIndex& index, const Meetings& meetings, int meeting);
 // An order in which all meetings can complete, or the cycle that prevents it.
-StatusOr<std::vector<int>> OrderMeetings(const Plan& plan, const StepIndex& index, const Meetings& meetings);
-Status CheckLifetimes(const Plan& plan);
+StatusOr<std::vector<int>> OrderMeetings(const PlanView& plan, const StepIndex& index, const Meetings& meetings);
+Status CheckLifetimes(const PlanView& plan);
 
 // What some rows of an output are made of: for query rows the keys they met, for key rows the queries, one segment per
 // tile that reached them.
@@ -131,9 +153,9 @@ struct Outcome {
   std::vector<FinishedRows> rows;
 };
 // Executes the plan symbolically in `order` and returns what every owner's result is made of.
-StatusOr<Outcome> ExecuteSymbolically(const Plan& plan, const StepIndex& index, const Meetings& meetings,
+StatusOr<Outcome> ExecuteSymbolically(const PlanView& plan, const StepIndex& index, const Meetings& meetings,
                                       std::span<const int> order);
-Status CheckCoverage(const Plan& plan, const Outcome& outcome);
-Status CheckTilesUnmasked(const Plan& plan, const BandIndex& mask);
+Status CheckCoverage(const PlanView& plan, const Outcome& outcome);
+Status CheckTilesUnmasked(const PlanView& plan, const BandIndex& mask);
 
 }  // namespace tessera::verify

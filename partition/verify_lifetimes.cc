@@ -103,8 +103,8 @@ struct RunRows {
 // Everything a step reads and writes, reads first; rows of one slot are listed once unless the step itself conflicts.
 class AccessList {
  public:
-  AccessList(const PlanSpec& spec, const RankProgram& program)
-      : problem_(spec.problem), inputs_(InputSlotsOf(spec.pass)), program_(program) {}
+  AccessList(const PlanView& plan, const RankProgram& program)
+      : problem_(plan.problem), inputs_(plan.inputs), program_(program) {}
 
   const std::vector<Access>& Of(const StepBody& body) {
     list_.clear();
@@ -179,6 +179,12 @@ class AccessList {
     TouchRows(round.source, rows, false);
     TouchRows(round.destination, rows, true);
   }
+  void Append(const AttendCacheStep& attend) {
+    const std::vector<Range> rows{{0, program_.slots[attend.query].rows}};
+    TouchRows(attend.query, rows, false);
+    TouchRows(attend.partial_output, rows, true);
+    TouchRows(attend.partial_lse, rows, true);
+  }
 
   void TouchRows(SlotId slot, const std::vector<Range>& rows, bool write) {
     TouchRows(slot, rows, write, program_.slots[slot].heads);
@@ -208,8 +214,8 @@ struct LastTouch {
 
 class RankChecker {
  public:
-  RankChecker(const PlanSpec& spec, const RankProgram& program)
-      : program_(program), accesses_(spec, program), before_(program), slots_(program.slots.size()) {
+  RankChecker(const PlanView& plan, const RankProgram& program)
+      : program_(program), accesses_(plan, program), before_(program), slots_(program.slots.size()) {
     for (const Step& step : program.steps) {
       for (const Access& access : accesses_.Of(step.body)) {
         for (const int cut : {access.heads.begin, access.heads.end}) slots_[access.slot].cuts.push_back(cut);
@@ -287,9 +293,9 @@ class RankChecker {
 
 }  // namespace
 
-Status CheckLifetimes(const Plan& plan) {
+Status CheckLifetimes(const PlanView& plan) {
   for (const RankProgram& program : plan.programs) {
-    TESSERA_RETURN_IF_ERROR(RankChecker(plan.spec, program).Check());
+    TESSERA_RETURN_IF_ERROR(RankChecker(plan, program).Check());
   }
   return absl::OkStatus();
 }

@@ -34,7 +34,7 @@ struct Pair {
 };
 
 // Sends and receives by (sender, receiver, tag).
-StatusOr<std::vector<Pair>> PairMessages(const Plan& plan, const StepIndex& index) {
+StatusOr<std::vector<Pair>> PairMessages(const PlanView& plan, const StepIndex& index) {
   std::unordered_map<uint64_t, int> pair_of;
   std::vector<Pair> pairs;
   for (int64_t i = 0; i < index.size(); ++i) {
@@ -86,7 +86,8 @@ struct Part {
   int64_t bytes() const { return region.rows.size() * row_bytes; }
 };
 // All parts sent, or all received, by pair of ranks and in packing order within a pair.
-std::vector<Part> PartsOf(const Plan& plan, const StepIndex& index, std::span<const int64_t> participants, bool sends) {
+std::vector<Part> PartsOf(const PlanView& plan, const StepIndex& index, std::span<const int64_t> participants,
+                          bool sends) {
   std::vector<Part> parts;
   for (const int64_t participant : participants) {
     const StepRef ref = index.at(participant);
@@ -104,7 +105,7 @@ std::vector<Part> PartsOf(const Plan& plan, const StepIndex& index, std::span<co
 
 // What one rank sends another is a stream of rows, which the receiver may cut into parts differently. Lines up the two
 // cuts, or says why that is impossible.
-StatusOr<std::vector<Transfer>> LineUp(const Plan& plan, std::vector<Part> sends, std::vector<Part> receives) {
+StatusOr<std::vector<Transfer>> LineUp(const PlanView& plan, std::vector<Part> sends, std::vector<Part> receives) {
   std::vector<Transfer> transfers;
   size_t i = 0, j = 0;
   while (i < sends.size() || j < receives.size()) {
@@ -134,14 +135,14 @@ StatusOr<std::vector<Transfer>> LineUp(const Plan& plan, std::vector<Part> sends
   }
   return transfers;
 }
-StatusOr<std::vector<Transfer>> ExchangeTransfers(const Plan& plan, const StepIndex& index,
+StatusOr<std::vector<Transfer>> ExchangeTransfers(const PlanView& plan, const StepIndex& index,
                                                   std::span<const int64_t> participants) {
   return LineUp(plan, PartsOf(plan, index, participants, true), PartsOf(plan, index, participants, false));
 }
 
 }  // namespace
 
-StatusOr<Meetings> MatchMessages(const Plan& plan, const StepIndex& index) {
+StatusOr<Meetings> MatchMessages(const PlanView& plan, const StepIndex& index) {
   TESSERA_ASSIGN_OR_RETURN(const std::vector<Pair> pairs, PairMessages(plan, index));
   Meetings meetings;
   meetings.of_step.assign(index.size(), kNone);
@@ -190,7 +191,7 @@ StatusOr<Meetings> MatchMessages(const Plan& plan, const StepIndex& index) {
   return meetings;
 }
 
-std::vector<Transfer> TransfersOf(const Plan& plan, const StepIndex& index, const Meetings& meetings, int meeting) {
+std::vector<Transfer> TransfersOf(const PlanView& plan, const StepIndex& index, const Meetings& meetings, int meeting) {
   const std::span<const int64_t> participants = meetings.of(meeting);
   const StepRef first = index.at(participants.front());
   if (const auto* send = std::get_if<SendStep>(&BodyOf(plan, first))) {

@@ -15,8 +15,8 @@ inline constexpr double kMaxSlotBytes = 0x1p62;
 
 class ProgramChecks {
  protected:
-  ProgramChecks(const Plan& plan, const RankProgram& program)
-      : plan_(plan), problem_(plan.spec.problem), program_(program) {}
+  ProgramChecks(const PlanView& plan, const RankProgram& program)
+      : plan_(plan), problem_(plan.problem), program_(program) {}
 
   Status Error(const std::string& what) const {
     const std::string where = step_ < 0 ? absl::StrCat("rank ", program_.rank) : Where(program_, step_);
@@ -24,7 +24,7 @@ class ProgramChecks {
   }
 
   Status CheckSlots() {
-    const SlotId external = ExternalSlotsOf(plan_.spec.pass);
+    const SlotId external = plan_.externals;
     if (static_cast<int>(program_.slots.size()) < external) {
       return Error(absl::StrCat("lacks some of the ", external, " external slots"));
     }
@@ -52,16 +52,13 @@ class ProgramChecks {
     return absl::OkStatus();
   }
   Status CheckExternal(SlotId id) {
-    const SlotContent content = ExternalContentsOf(plan_.spec.pass)[id];
-    const bool keys = IsOnKeySide(content);
-    const Layout& layout = keys ? plan_.spec.key_layout : plan_.spec.query_layout;
-    const int64_t rows = layout.rows(program_.rank);
-    const HeadRange heads{0, keys ? problem_.kv_heads : problem_.query_heads};
+    const Slot expected = plan_.external(program_.rank, id).slot;
     const Slot& slot = program_.slots[id];
-    if (slot.content == content && slot.rows == rows && slot.heads == heads) return absl::OkStatus();
-    return Error(absl::StrCat("slot ", id, " must be the external ", std::string(Name(content)), " with ", rows,
-                              " rows and heads ", Text(heads), ", but is ", std::string(Name(slot.content)), " with ",
-                              slot.rows, " rows and heads ", Text(slot.heads)));
+    if (slot == expected) return absl::OkStatus();
+    return Error(absl::StrCat("slot ", id, " must be the external ", std::string(Name(expected.content)), " with ",
+                              expected.rows, " rows and heads ", Text(expected.heads), ", but is ",
+                              std::string(Name(slot.content)), " with ", slot.rows, " rows and heads ",
+                              Text(slot.heads)));
   }
   Status CheckGroups() {
     std::set<std::vector<int>> seen;
@@ -71,7 +68,7 @@ class ProgramChecks {
       std::vector<int> sorted = group;
       std::sort(sorted.begin(), sorted.end());
       if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) return bad("names a rank twice");
-      if (sorted.empty() || sorted.front() < 0 || sorted.back() >= plan_.spec.mesh.size()) {
+      if (sorted.empty() || sorted.front() < 0 || sorted.back() >= plan_.ranks) {
         return bad("is empty or names a rank outside the mesh");
       }
       if (!std::binary_search(sorted.begin(), sorted.end(), program_.rank)) return bad("does not contain the rank");
@@ -87,8 +84,7 @@ class ProgramChecks {
     if (program_.slots[slot].content != content) {
       return Error(absl::StrCat(role, " slot ", slot, " holds ", std::string(Name(program_.slots[slot].content))));
     }
-    if (writes && slot < InputSlotsOf(plan_.spec.pass))
-      return Error(absl::StrCat(role, " slot ", slot, " is a read-only input"));
+    if (writes && slot < plan_.inputs) return Error(absl::StrCat(role, " slot ", slot, " is a read-only input"));
     return absl::OkStatus();
   }
   Status CheckRows(SlotId slot, Range rows, const std::string& role) const {
@@ -106,7 +102,7 @@ class ProgramChecks {
     if (program_.slots[region.slot].content == SlotContent::kStaging) {
       return Error(absl::StrCat(role, " slot ", region.slot, " is staging"));
     }
-    if (writes && region.slot < InputSlotsOf(plan_.spec.pass)) {
+    if (writes && region.slot < plan_.inputs) {
       return Error(absl::StrCat(role, " slot ", region.slot, " is a read-only input"));
     }
     TESSERA_RETURN_IF_ERROR(CheckRows(region.slot, region.rows, role));
@@ -132,7 +128,7 @@ class ProgramChecks {
     return absl::OkStatus();
   }
 
-  const Plan& plan_;
+  const PlanView& plan_;
   const Problem& problem_;
   const RankProgram& program_;
   StepId step_ = kNone;

@@ -10,7 +10,7 @@ struct ProgramOrder {
   std::vector<int64_t> previous_compute;
   std::vector<int64_t> previous_exchange;
 };
-ProgramOrder ProgramOrderOf(const Plan& plan, const StepIndex& index) {
+ProgramOrder ProgramOrderOf(const PlanView& plan, const StepIndex& index) {
   ProgramOrder order{std::vector<int64_t>(index.size(), kNone), std::vector<int64_t>(index.size(), kNone)};
   for (const RankProgram& program : plan.programs) {
     int64_t compute = kNone, exchange = kNone;
@@ -30,7 +30,7 @@ ProgramOrder ProgramOrderOf(const Plan& plan, const StepIndex& index) {
 // Nodes [0, steps) are starts of steps, nodes [steps, steps + meetings) completions of meetings.
 class EventGraph {
  public:
-  EventGraph(const Plan& plan, const StepIndex& index, const Meetings& meetings)
+  EventGraph(const PlanView& plan, const StepIndex& index, const Meetings& meetings)
       : plan_(plan), index_(index), meetings_(meetings), order_(ProgramOrderOf(plan, index)) {}
 
   StatusOr<std::vector<int>> Order() {
@@ -108,7 +108,7 @@ class EventGraph {
     return absl::InvalidArgumentError(absl::StrCat("progress: deadlock: ", text));
   }
 
-  const Plan& plan_;
+  const PlanView& plan_;
   const StepIndex& index_;
   const Meetings& meetings_;
   ProgramOrder order_;
@@ -117,7 +117,7 @@ class EventGraph {
 
 }  // namespace
 
-StatusOr<std::vector<int>> OrderMeetings(const Plan& plan, const StepIndex& index, const Meetings& meetings) {
+StatusOr<std::vector<int>> OrderMeetings(const PlanView& plan, const StepIndex& index, const Meetings& meetings) {
   return EventGraph(plan, index, meetings).Order();
 }
 

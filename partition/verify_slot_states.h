@@ -13,7 +13,7 @@ class SlotStates {
  public:
   using Rows = RowMap<Holding>;
 
-  explicit SlotStates(const Plan& plan) : plan_(plan) {
+  explicit SlotStates(const PlanView& plan) : plan_(plan) {
     for (const RankProgram& program : plan.programs) {
       for (const Slot& slot : program.slots) CutsOf(slot.content).Add(slot.heads);
       for (const Step& step : program.steps) AddCuts(program, step.body);
@@ -56,7 +56,7 @@ class SlotStates {
   HeadCuts& CutsOf(SlotContent content) { return IsOnKeySide(content) ? key_cuts_ : query_cuts_; }
 
   void AddCuts(const RankProgram& program, const StepBody& body) {
-    const Problem& problem = plan_.spec.problem;
+    const Problem& problem = plan_.problem;
     if (const auto* attend = std::get_if<AttendStep>(&body)) {
       query_cuts_.Add(attend->heads);
       key_cuts_.Add(KeyHeadsOf(problem, attend->heads));
@@ -67,6 +67,8 @@ class SlotStates {
       key_cuts_.Add(keys);
       if (heads.begin % problem.group() != 0) key_cuts_.Add({keys.begin, keys.begin + 1});
       if (heads.end % problem.group() != 0) key_cuts_.Add({keys.end - 1, keys.end});
+    } else if (const auto* cache = std::get_if<AttendCacheStep>(&body)) {
+      query_cuts_.Add(cache->heads);
     } else if (const auto* exchange = std::get_if<ExchangeStep>(&body)) {
       for (const auto* parts : {&exchange->sends, &exchange->receives}) {
         for (const ExchangePart& part : *parts) CutsOf(program.slots[part.region.slot].content).Add(part.region.heads);
@@ -80,10 +82,9 @@ class SlotStates {
       if (slot.content == SlotContent::kStaging) continue;
       state.heads = CutsOf(slot.content).Within(slot.heads);
       Rows rows(slot.rows);
-      if (id < InputSlotsOf(plan_.spec.pass)) {
-        const Layout& layout = IsOnKeySide(slot.content) ? plan_.spec.key_layout : plan_.spec.query_layout;
+      if (id < plan_.inputs) {
         int64_t row = 0;
-        for (const Segment& segment : layout.segments(program.rank)) {
+        for (const Segment& segment : plan_.external(program.rank, id).tokens) {
           rows.Assign({row, row + segment.count}, {true, true, segment.begin, segment.stride});
           row += segment.count;
         }
@@ -92,7 +93,7 @@ class SlotStates {
     }
   }
 
-  const Plan& plan_;
+  const PlanView& plan_;
   HeadCuts query_cuts_;
   HeadCuts key_cuts_;
   std::vector<std::vector<State>> slots_;  // [rank][slot]

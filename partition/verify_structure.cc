@@ -12,38 +12,52 @@ constexpr int kMaxTag = 1 << 20;  // what communicators promise
 
 class ProgramChecker : private ProgramChecks {
  public:
-  ProgramChecker(const Plan& plan, const RankProgram& program) : ProgramChecks(plan, program) {}
+  ProgramChecker(const PlanView& plan, const RankProgram& program) : ProgramChecks(plan, program) {}
 
   Status Check() {
     TESSERA_RETURN_IF_ERROR(CheckSlots());
     TESSERA_RETURN_IF_ERROR(CheckGroups());
+    bool attended_cache = false;
     for (step_ = 0; step_ < static_cast<int>(program_.steps.size()); ++step_) {
       for (const StepId dependency : program_.steps[step_].after) {
         if (dependency < 0 || dependency >= step_) {
           return Error(absl::StrCat("depends on step ", dependency, ", which is not an earlier step"));
         }
       }
-      if (!BelongsTo(plan_.spec.pass, program_.steps[step_].body)) {
-        return Error(plan_.spec.pass == Pass::kForward ? "is no step of the forward pass"
-                                                       : "is no step of the backward pass");
+      if (!BelongsTo(plan_.kind, program_.steps[step_].body)) {
+        constexpr const char* kKinds[] = {"the forward pass", "the backward pass", "decoding"};
+        return Error(absl::StrCat("is no step of ", kKinds[static_cast<int>(plan_.kind)]));
       }
       TESSERA_RETURN_IF_ERROR(
           std::visit([&](const auto& body) { return CheckBody(body); }, program_.steps[step_].body));
+      const bool attends_cache = std::holds_alternative<AttendCacheStep>(program_.steps[step_].body);
+      if (attends_cache && attended_cache) return Error("attends to the cache a second time");
+      attended_cache = attended_cache || attends_cache;
     }
     return absl::OkStatus();
   }
 
  private:
-  static bool BelongsTo(Pass pass, const StepBody& body) {
+  static bool BelongsTo(PlanView::Kind kind, const StepBody& body) {
+    if (!IsCompute(body)) return true;
     const bool backward = std::holds_alternative<DeltaStep>(body) || std::holds_alternative<AttendBackwardStep>(body) ||
                           std::holds_alternative<ZeroStep>(body) || std::holds_alternative<AddStep>(body) ||
                           std::holds_alternative<RoundStep>(body);
-    return !IsCompute(body) || backward == (pass == Pass::kBackward);
+    const bool decode = std::holds_alternative<AttendCacheStep>(body);
+    switch (kind) {
+      case PlanView::Kind::kForward:
+        return !backward && !decode;
+      case PlanView::Kind::kBackward:
+        return backward;
+      case PlanView::Kind::kDecode:
+        return decode || std::holds_alternative<MergeStep>(body);
+    }
+    return false;
   }
 
   template <typename Message>
   Status CheckMessage(const Message& message, bool writes) const {
-    if (message.peer < 0 || message.peer >= plan_.spec.mesh.size() || message.peer == program_.rank) {
+    if (message.peer < 0 || message.peer >= plan_.ranks || message.peer == program_.rank) {
       return Error(absl::StrCat("names peer ", message.peer, ", which is not another rank"));
     }
     if (message.tag < 0 || message.tag >= kMaxTag) return Error(absl::StrCat("has tag ", message.tag));
@@ -244,11 +258,21 @@ class ProgramChecker : private ProgramChecks {
     TESSERA_RETURN_IF_ERROR(CheckSameHeads({round.source, round.destination}));
     return CheckSameRows({round.source, round.destination});
   }
+  Status CheckBody(const AttendCacheStep& attend) const {
+    TESSERA_RETURN_IF_ERROR(CheckSlot(attend.query, SlotContent::kQuery, false, "query"));
+    TESSERA_RETURN_IF_ERROR(CheckPartials(attend.partial_output, attend.partial_lse, "partial"));
+    TESSERA_RETURN_IF_ERROR(CheckSameHeads({attend.query, attend.partial_output, attend.partial_lse}));
+    TESSERA_RETURN_IF_ERROR(CheckSameRows({attend.query, attend.partial_output, attend.partial_lse}));
+    if (attend.heads.empty()) return Error("attends no heads");
+    if (attend.heads == program_.slots[attend.query].heads) return absl::OkStatus();
+    return Error(absl::StrCat("attends heads ", Text(attend.heads), " but its slots have heads ",
+                              Text(program_.slots[attend.query].heads)));
+  }
 };
 
 }  // namespace
 
-Status CheckProgram(const Plan& plan, const RankProgram& program) {
+Status CheckProgram(const PlanView& plan, const RankProgram& program) {
   return ProgramChecker(plan, program).Check();
 }
 

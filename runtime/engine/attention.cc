@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <mutex>
 #include <utility>
 
 #include "partition/planner.h"
+#include "runtime/engine/attention_computer.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/slots.h"
 #include "runtime/engine/tensor_check.h"
@@ -32,6 +32,7 @@ struct Attention::State {
   AttentionOptions options;
   const AttentionKernel* kernel = nullptr;
   Communicator* world = nullptr;
+  CpuStream compute;  // of both passes, which never run at once
   ReadyPass forward;
   std::unique_ptr<ReadyPass> backward;
   bool has_run_forward = false;
@@ -41,24 +42,6 @@ struct Attention::State {
 };
 
 namespace {
-
-Traffic TotalTraffic(const Communicators& comms) {
-  Traffic total = comms.world->traffic();
-  for (const auto& group : comms.groups) {
-    if (group == nullptr) continue;
-    const Traffic traffic = group->traffic();
-    total.bytes_sent += traffic.bytes_sent;
-    total.bytes_received += traffic.bytes_received;
-    total.messages_sent += traffic.messages_sent;
-    total.messages_received += traffic.messages_received;
-  }
-  return total;
-}
-
-Traffic Since(const Traffic& now, const Traffic& before) {
-  return {now.bytes_sent - before.bytes_sent, now.bytes_received - before.bytes_received,
-          now.messages_sent - before.messages_sent, now.messages_received - before.messages_received};
-}
 
 // Copies [rows, heads, width] between views of equal shape and dtype, any strides.
 void CopyTensor(const ConstTensorView& from, const TensorView& to) {
@@ -87,7 +70,7 @@ TensorView Writable(const ConstTensorView& view) {
 }
 
 // Binds the tensors, runs the program, unbinds.
-Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const HeadVectors& vectors, ExecutionStats& stats,
+Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const StepComputer& computer, ExecutionStats& stats,
                Trace& trace) {
   std::vector<TensorView> bound;
   for (const Binding& binding : bindings) {
@@ -103,10 +86,10 @@ Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const HeadVec
     pass.slots.BindExternal(binding.slot, view.data);
     bound.push_back(view);
   }
-  const Traffic before = TotalTraffic(pass.comms);
+  const Traffic before = pass.comms.traffic();
   trace.events.clear();
-  TESSERA_RETURN_IF_ERROR(pass.executor->Run(pass.slots, vectors, stats, trace));
-  stats.traffic = Since(TotalTraffic(pass.comms), before);
+  TESSERA_RETURN_IF_ERROR(pass.executor->Run(pass.slots, computer, stats, trace));
+  stats.traffic = Since(pass.comms.traffic(), before);
   stats.slot_bytes = pass.program.SlotBytes();
   for (size_t i = 0; i < bindings.size(); ++i) {
     if (bindings[i].output && bound[i].data != bindings[i].view.data) CopyTensor(bound[i], Writable(bindings[i].view));
@@ -120,17 +103,6 @@ Status PrepareProgram(ReadyPass& pass, int rank) {
   return absl::OkStatus();
 }
 
-// Collective: makes the communicators of the program's groups.
-Status Connect(ReadyPass& pass, Communicator& world) {
-  pass.comms.world = &world;
-  for (const std::vector<int>& group : pass.program.groups) {
-    const auto position = std::find(group.begin(), group.end(), world.rank()) - group.begin();
-    TESSERA_ASSIGN_OR_RETURN(auto part, world.Split(group[0], static_cast<int>(position)));
-    pass.comms.groups.push_back(std::move(part));
-  }
-  return absl::OkStatus();
-}
-
 // The sink is a key without a value; its gradient is a sum over all queries of all ranks, added in rank order.
 Status SumSinkGradient(const ReadyPass& pass, const HeadVectors& vectors, std::span<float> gradient) {
   std::vector<float> local(gradient.size(), 0.0f);
@@ -139,16 +111,9 @@ Status SumSinkGradient(const ReadyPass& pass, const HeadVectors& vectors, std::s
   return Wait(*pass.comms.world, request, "the sum of sink gradients");
 }
 
-// Holds on to the memory of a failed pass for good. Messages may still be under way, and a transport may write to slots
-// until the communicator is gone; the job is about to end, so this costs nothing and saves its error message from a
-// crash.
 void Keep(ReadyPass& pass) {
-  static std::mutex mutex;
-  static auto* const slots = new std::vector<SlotTable>;
-  static auto* const buffers = new std::vector<HostBuffer>;
-  const std::lock_guard lock(mutex);
-  slots->push_back(std::move(pass.slots));
-  for (HostBuffer& buffer : pass.dense) buffers->push_back(std::move(buffer));
+  KeepForGood(std::move(pass.slots));
+  for (HostBuffer& buffer : pass.dense) KeepForGood(std::move(buffer));
 }
 
 }  // namespace
@@ -195,8 +160,8 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
   TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to execute the plan"));
   for (ReadyPass* pass : {&state->forward, state->backward.get()}) {
     if (pass == nullptr) continue;
-    TESSERA_RETURN_IF_ERROR(Connect(*pass, comm));
-    pass->executor = std::make_unique<Executor>(pass->spec, pass->program, *state->kernel, state->options, pass->comms);
+    TESSERA_ASSIGN_OR_RETURN(pass->comms, Connect(comm, pass->program.groups));
+    pass->executor = std::make_unique<Executor>(pass->program, pass->comms, &state->compute, options.trace);
   }
   return std::unique_ptr<Attention>(new Attention(std::move(state)));
 }
@@ -221,7 +186,8 @@ Status Attention::Forward(const ConstTensorView& query, const ConstTensorView& k
                                 {kValueSlot, value, false},
                                 {kResultSlot, output, true},
                                 {kResultLseSlot, lse, true}};
-    const Status status = RunPass(state.forward, bindings, vectors, state.stats, state.trace);
+    const AttentionComputer computer(state.forward.spec.problem, *state.kernel, state.options.threads, vectors);
+    const Status status = RunPass(state.forward, bindings, computer, state.stats, state.trace);
     if (!status.ok()) state.failure = status;
     return status;
   });
@@ -270,7 +236,8 @@ Status Attention::Backward(const BackwardTensors& tensors, const HeadVectors& ve
   }
   stream.Submit(
       [&state, bindings = std::to_array(bindings), sink_gradient = tensors.sink_gradient, vectors]() -> Status {
-        Status status = RunPass(*state.backward, bindings, vectors, state.stats, state.trace);
+        const AttentionComputer computer(state.backward->spec.problem, *state.kernel, state.options.threads, vectors);
+        Status status = RunPass(*state.backward, bindings, computer, state.stats, state.trace);
         if (status.ok() && !sink_gradient.empty()) status = SumSinkGradient(*state.backward, vectors, sink_gradient);
         if (!status.ok()) state.failure = status;
         return status;

@@ -1,8 +1,6 @@
 #include "runtime/engine/executor.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -29,30 +27,14 @@ TraceLane LaneOf(const StepBody& body) {
   return std::holds_alternative<SendStep>(body) ? TraceLane::kSend : TraceLane::kReceive;
 }
 
-// destination rows += source rows; heads of the source begin at `first_head` of the destination. fp32.
-void AddRows(const TensorView& source, int64_t source_row, const TensorView& destination, int64_t destination_row,
-             int first_head, int64_t count) {
-  for (int64_t row = 0; row < count; ++row) {
-    const auto* from = static_cast<const float*>(source.At(source_row + row, 0));
-    auto* to = static_cast<float*>(destination.At(destination_row + row, first_head));
-    for (int64_t i = 0; i < int64_t{source.heads} * source.width; ++i) to[i] += from[i];
-  }
-}
-
-// Rounds fp32 to the destination's dtype; equal shapes, dense.
-void RoundRows(const TensorView& source, const TensorView& destination) {
-  const auto* from = static_cast<const float*>(source.data);
-  for (int64_t i = 0; i < source.elements(); ++i) StoreFromFloat(destination.data, destination.dtype, i, from[i]);
-}
-
 }  // namespace
 
 // The state of one run.
 struct Executor::Execution {
   enum class Phase : uint8_t { kWaiting, kRunning, kDone };
 
-  Execution(Executor& owner, const SlotTable& slot_table, const HeadVectors& head_vectors, Trace& run_trace)
-      : executor(owner), slots(slot_table), vectors(head_vectors), trace(run_trace), remaining(owner.waits_for_) {
+  Execution(Executor& owner, const SlotTable& slot_table, const StepComputer& step_computer, Trace& run_trace)
+      : executor(owner), slots(slot_table), computer(step_computer), trace(run_trace), remaining(owner.waits_for_) {
     const auto& steps = executor.program_.steps;
     phases.resize(steps.size(), Phase::kWaiting);
     for (StepId id = 0; id < static_cast<StepId>(steps.size()); ++id) {
@@ -79,7 +61,7 @@ struct Executor::Execution {
   }
 
   void Record(StepId id, Clock::time_point begin, int64_t bytes) {
-    if (!executor.options_.trace) return;
+    if (!executor.tracing_) return;
     const StepBody& body = executor.program_.steps[id].body;
     trace.events.push_back({id, LaneOf(body), std::string(KindName(body)), Nanoseconds(begin - start),
                             Nanoseconds(Clock::now() - start), bytes});
@@ -94,17 +76,24 @@ struct Executor::Execution {
       phases[id] = Phase::kRunning;
       ++computing;
       any = true;
-      executor.compute_.Submit([this, id]() -> Status {
-        if (executor.cancelled_) return absl::CancelledError("the run has failed");
-        const auto begin = Clock::now();
-        Status status = executor.RunCompute(executor.program_.steps[id].body, slots, vectors);
-        std::lock_guard lock(mutex);
-        finished_compute.push_back({id, begin, Clock::now(), status});
-        compute_finished.notify_one();
-        return status;
-      });
+      if (executor.compute_ == nullptr) {
+        executor.comms_.world->ReportProgress(Progress());
+        static_cast<void>(Compute(id));  // collected with the status of the step
+        break;
+      }
+      executor.compute_->Submit([this, id] { return Compute(id); });
     }
     return any;
+  }
+
+  Status Compute(StepId id) {
+    if (executor.cancelled_) return absl::CancelledError("the run has failed");
+    const auto begin = Clock::now();
+    Status status = computer.Compute(executor.program_.steps[id].body, slots, executor.cancelled_);
+    std::lock_guard lock(mutex);
+    finished_compute.push_back({id, begin, Clock::now(), status});
+    compute_finished.notify_one();
+    return status;
   }
 
   Status StartTransfer(StepId id) {
@@ -157,7 +146,7 @@ struct Executor::Execution {
     for (const FinishedCompute& f : finished) {
       TESSERA_RETURN_IF_ERROR(f.status);
       compute_time += f.end - f.begin;
-      if (executor.options_.trace) {
+      if (executor.tracing_) {
         trace.events.push_back({f.id, TraceLane::kCompute, std::string(KindName(executor.program_.steps[f.id].body)),
                                 Nanoseconds(f.begin - start), Nanoseconds(f.end - start), 0});
       }
@@ -197,7 +186,7 @@ struct Executor::Execution {
 
   Executor& executor;
   const SlotTable& slots;
-  const HeadVectors& vectors;
+  const StepComputer& computer;
   Trace& trace;
   Clock::time_point start = Clock::now();
   std::vector<int> remaining;
@@ -218,9 +207,8 @@ struct Executor::Execution {
   std::vector<FinishedCompute> finished_compute;  // guarded by mutex
 };
 
-Executor::Executor(const PlanSpec& spec, const RankProgram& program, const AttentionKernel& kernel,
-                   const AttentionOptions& options, Communicators& comms)
-    : spec_(spec), program_(program), kernel_(kernel), options_(options), comms_(comms) {
+Executor::Executor(const RankProgram& program, Communicators& comms, CpuStream* compute, bool tracing)
+    : program_(program), comms_(comms), compute_(compute), tracing_(tracing) {
   successors_.resize(program.steps.size());
   waits_for_.resize(program.steps.size(), 0);
   for (StepId id = 0; id < static_cast<StepId>(program.steps.size()); ++id) {
@@ -234,8 +222,8 @@ Executor::Executor(const PlanSpec& spec, const RankProgram& program, const Atten
 
 Executor::~Executor() = default;
 
-Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, ExecutionStats& stats, Trace& trace) {
-  Execution run(*this, slots, vectors, trace);
+Status Executor::Run(const SlotTable& slots, const StepComputer& computer, ExecutionStats& stats, Trace& trace) {
+  Execution run(*this, slots, computer, trace);
   const auto loop = [&]() -> Status {
     auto next_health = Clock::now();
     comms_.world->ReportProgress(run.Progress());
@@ -268,7 +256,7 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
     const RankProgress last = run.Progress();
     comms_.world->ReportProgress({RankState::kFailed, last.step});
     cancelled_ = true;
-    static_cast<void>(compute_.Synchronize());  // a failed step is in `status` already
+    if (compute_ != nullptr) static_cast<void>(compute_->Synchronize());  // a failed step is in `status` already
     for (auto& flight : run.in_flight) abandoned_.push_back(std::move(flight.transfer));
     return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program_.rank, last.step,
                                                  last.step < static_cast<StepId>(program_.steps.size())
@@ -276,103 +264,11 @@ Status Executor::Run(const SlotTable& slots, const HeadVectors& vectors, Executi
                                                      : "end",
                                                  std::string(status.message())));
   }
-  TESSERA_RETURN_IF_ERROR(compute_.Synchronize());
+  if (compute_ != nullptr) TESSERA_RETURN_IF_ERROR(compute_->Synchronize());
   comms_.world->ReportProgress({RankState::kIdle, -1});
   stats.seconds = std::chrono::duration<double>(Clock::now() - run.start).count();
   stats.compute_seconds = std::chrono::duration<double>(run.compute_time).count();
   stats.exposed_seconds = std::chrono::duration<double>(run.exposed_time).count();
-  return absl::OkStatus();
-}
-
-// What both passes tell a kernel about the problem.
-template <typename AttendStepOfPass, typename Args>
-void Executor::FillCommon(const AttendStepOfPass& step, const SlotTable& slots, const HeadVectors& vectors,
-                          Args& args) const {
-  const Problem& problem = spec_.problem;
-  args.tiles = step.tiles;
-  args.bands = problem.mask.bands();
-  args.first_query_head = slots.slot(step.query).heads.begin;
-  args.first_kv_head = slots.slot(step.key).heads.begin;
-  args.group = problem.group();
-  args.score.scale = problem.EffectiveScale();
-  args.score.soft_cap = problem.score.soft_cap;
-  if (problem.score.alibi) args.score.alibi_slopes = vectors.alibi_slopes.subspan(step.heads.begin, step.heads.size());
-  args.score.position_offset = problem.key_tokens - problem.query_tokens;
-  args.threads = options_.threads;
-  args.cancelled = &cancelled_;
-}
-
-Status Executor::RunCompute(const StepBody& body, const SlotTable& slots, const HeadVectors& vectors) const {
-  const Problem& problem = spec_.problem;
-  const auto heads_of = [](std::span<const float> all, HeadRange heads) {
-    return all.empty() ? all : all.subspan(heads.begin, heads.size());
-  };
-  if (const auto* attend = std::get_if<AttendStep>(&body)) {
-    AttendArgs args;
-    args.query = slots.View(attend->query);
-    args.key = slots.View(attend->key);
-    args.value = slots.View(attend->value);
-    args.output = slots.View(attend->partial_output);
-    args.lse = slots.View(attend->partial_lse);
-    FillCommon(*attend, slots, vectors, args);
-    return kernel_.Attend(args);
-  }
-  if (const auto* clear = std::get_if<ClearStep>(&body)) {
-    std::memset(slots.data(clear->partial_output) + clear->rows.begin * slots.RowBytes(clear->partial_output), 0,
-                clear->rows.size() * slots.RowBytes(clear->partial_output));
-    const int64_t heads = slots.slot(clear->partial_lse).heads.size();
-    auto* lse = reinterpret_cast<float*>(slots.data(clear->partial_lse));
-    std::fill(lse + clear->rows.begin * heads, lse + clear->rows.end * heads, -std::numeric_limits<float>::infinity());
-    return absl::OkStatus();
-  }
-  if (const auto* merge = std::get_if<MergeStep>(&body)) {
-    for (const MergeRows& rows : merge->rows) {
-      MergePartials(slots.View(merge->output), slots.View(merge->lse), rows.destination_row,
-                    slots.View(merge->source_output), slots.View(merge->source_lse), rows.source_row, rows.count);
-    }
-    return absl::OkStatus();
-  }
-  if (const auto* finish = std::get_if<FinishStep>(&body)) {
-    const HeadRange heads = slots.slot(finish->partial_output).heads;
-    FinishPartials(slots.View(finish->partial_output), slots.View(finish->partial_lse),
-                   problem.score.sink ? heads_of(vectors.sinks, heads) : std::span<const float>(),
-                   slots.View(finish->result), slots.View(finish->result_lse), options_.threads);
-    return absl::OkStatus();
-  }
-  if (const auto* delta = std::get_if<DeltaStep>(&body)) {
-    ComputeDelta(slots.View(delta->output), slots.View(delta->output_gradient), slots.View(delta->delta),
-                 options_.threads);
-    return absl::OkStatus();
-  }
-  if (const auto* attend = std::get_if<AttendBackwardStep>(&body)) {
-    AttendBackwardArgs args;
-    args.query = slots.View(attend->query);
-    args.key = slots.View(attend->key);
-    args.value = slots.View(attend->value);
-    args.output_gradient = slots.View(attend->output_gradient);
-    args.lse = slots.View(attend->lse);
-    args.delta = slots.View(attend->delta);
-    args.query_gradient = slots.View(attend->query_gradient);
-    args.key_gradient = slots.View(attend->key_gradient);
-    args.value_gradient = slots.View(attend->value_gradient);
-    FillCommon(*attend, slots, vectors, args);
-    return kernel_.AttendBackward(args);
-  }
-  if (const auto* zero = std::get_if<ZeroStep>(&body)) {
-    std::memset(slots.data(zero->slot) + zero->rows.begin * slots.RowBytes(zero->slot), 0,
-                zero->rows.size() * slots.RowBytes(zero->slot));
-    return absl::OkStatus();
-  }
-  if (const auto* add = std::get_if<AddStep>(&body)) {
-    const int first_head = slots.slot(add->source).heads.begin - slots.slot(add->destination).heads.begin;
-    for (const MergeRows& rows : add->rows) {
-      AddRows(slots.View(add->source), rows.source_row, slots.View(add->destination), rows.destination_row, first_head,
-              rows.count);
-    }
-    return absl::OkStatus();
-  }
-  const auto& round = std::get<RoundStep>(body);
-  RoundRows(slots.View(round.source), slots.View(round.destination));
   return absl::OkStatus();
 }
 

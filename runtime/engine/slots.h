@@ -41,4 +41,10 @@ class SlotTable {
   std::vector<HostBuffer> owned_;
 };
 
+// Hold on to the memory of a failed run for good. Messages may still be under way, and a transport may write to slots
+// until the communicator is gone; the job is about to end, so this costs nothing and saves its error message from a
+// crash.
+void KeepForGood(SlotTable slots);
+void KeepForGood(HostBuffer buffer);
+
 }  // namespace tessera

@@ -46,6 +46,35 @@ void CopyOwnParts(const ExchangeStep& step, int rank, const SlotTable& slots) {
 
 }  // namespace
 
+Traffic Communicators::traffic() const {
+  Traffic total = world->traffic();
+  for (const auto& group : groups) {
+    if (group == nullptr) continue;
+    const Traffic traffic = group->traffic();
+    total.bytes_sent += traffic.bytes_sent;
+    total.bytes_received += traffic.bytes_received;
+    total.messages_sent += traffic.messages_sent;
+    total.messages_received += traffic.messages_received;
+  }
+  return total;
+}
+
+StatusOr<Communicators> Connect(Communicator& world, std::span<const std::vector<int>> groups) {
+  Communicators comms;
+  comms.world = &world;
+  for (const std::vector<int>& group : groups) {
+    const auto position = std::find(group.begin(), group.end(), world.rank()) - group.begin();
+    TESSERA_ASSIGN_OR_RETURN(auto part, world.Split(group[0], static_cast<int>(position)));
+    comms.groups.push_back(std::move(part));
+  }
+  return comms;
+}
+
+Traffic Since(const Traffic& now, const Traffic& before) {
+  return {now.bytes_sent - before.bytes_sent, now.bytes_received - before.bytes_received,
+          now.messages_sent - before.messages_sent, now.messages_received - before.messages_received};
+}
+
 StatusOr<Transfer> Transfer::Start(const StepBody& body, const RankProgram& program, const SlotTable& slots,
                                    Communicators& comms) {
   Transfer transfer;

@@ -1,6 +1,8 @@
 // One communication step in flight. Internal to the engine.
 #pragma once
 
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "collectives/communicator.h"
@@ -14,7 +16,11 @@ namespace tessera {
 struct Communicators {
   Communicator* world = nullptr;
   std::vector<std::unique_ptr<Communicator>> groups;  // per RankProgram::groups; null where the group is the rank alone
+  Traffic traffic() const;                            // of the world and all groups
 };
+// Collective over `world`, which outlives the result: makes the communicators of a program's groups.
+StatusOr<Communicators> Connect(Communicator& world, std::span<const std::vector<int>> groups);
+Traffic Since(const Traffic& now, const Traffic& before);
 
 class Transfer {
  public:
