@@ -10,6 +10,18 @@
 
 namespace tessera::testing {
 
+// A striped layout whose ranks keep every other of their tokens first: rows that are not in token order.
+inline Layout OddsFirst(int64_t tokens, int ranks) {
+  std::vector<std::vector<Segment>> segments(ranks);
+  for (int r = 0; r < ranks; ++r) {
+    for (int64_t begin : {r + ranks, r}) {
+      const int64_t count = (tokens - begin + 2 * ranks - 1) / (2 * ranks);
+      if (begin < tokens) segments[r].push_back({begin, count, 2 * ranks});
+    }
+  }
+  return Layout::FromSegments(tokens, segments).value();
+}
+
 // Any two shardings of one cache over some of `world` ranks, which may be the same, overlap or be apart; odd lengths
 // (zero too), ranks without heads, every layout of a sequence-sharded prefill.
 inline ReshardSpec RandomReshard(std::mt19937_64& generator, int world, int64_t most_tokens) {
@@ -51,11 +63,12 @@ inline ReshardSpec RandomReshard(std::mt19937_64& generator, int world, int64_t 
     } while (std::gcd(sharding.ranks, 12) % sharding.groups != 0);
   }
   if (pick(0, 2) == 0) {
-    const int kind = pick(0, 2);
+    const int kind = pick(0, 3);
     for (int64_t tokens : spec.tokens) {
       spec.from.layouts.push_back(kind == 0   ? Layout::Zigzag(tokens, from)
                                   : kind == 1 ? Layout::Contiguous(tokens, from)
-                                              : Layout::Striped(tokens, from));
+                                  : kind == 2 ? Layout::Striped(tokens, from)
+                                              : OddsFirst(tokens, from));
     }
   }
   return spec;
