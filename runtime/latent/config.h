@@ -11,10 +11,10 @@ namespace tessera {
 
 struct ModelConfig {
   MlaShape attention;
-  int layers = 0;             // num_hidden_layers
-  int vocabulary = 0;         // vocab_size
-  int intermediate = 0;       // intermediate_size of the dense MLP
-  int routed_experts = 0;     // n_routed_experts; 0 = every layer is dense
+  int layers = 0;              // num_hidden_layers
+  int vocabulary = 0;          // vocab_size
+  int intermediate = 0;        // intermediate_size of the dense MLP
+  int routed_experts = 0;      // n_routed_experts; 0 = every layer is dense
   int first_dense_layers = 0;  // first_k_dense_replace
   float norm_epsilon = 1e-6f;
   int64_t max_positions = 0;  // max_position_embeddings
