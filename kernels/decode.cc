@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cpu/decode.h"
 #include "kernels/decode_check.h"
 #include "kernels/reference/decode.h"
 
@@ -110,7 +111,7 @@ Status CheckDecodeArgs(const DecodeArgs& args) {
 
 std::span<const DecodeKernel* const> DecodeKernels() {
   static const std::vector<const DecodeKernel*> kernels = [] {
-    std::vector<const DecodeKernel*> all;
+    std::vector<const DecodeKernel*> all = cpu::Decoders();
     all.push_back(reference::Decoder());
     return all;
   }();

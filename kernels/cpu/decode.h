@@ -1,0 +1,80 @@
+// What the instruction-set-specific code of decoding is asked to do: fold blocks of cached rows into (query row, head)
+// pairs. Which pair meets which block is decided once, in decode_kernel.cc; here every pair meets the whole block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/decode.h"
+
+namespace tessera::cpu {
+
+// Cached rows that are loaded together. Converted to fp32 and 576 wide they take 144 KiB of the second-level cache.
+inline constexpr int kDecodeKeys = 64;
+
+// Widths in memory are padded to whole 64-byte vectors of bf16.
+inline constexpr int kDecodePadding = 32;
+
+constexpr int PaddedWidth(int width) {
+  return (width + kDecodePadding - 1) / kDecodePadding * kDecodePadding;
+}
+
+// Addresses of `count` cached rows; neither need be aligned.
+struct DecodeBlock {
+  int count = 0;
+  const std::byte* key[kDecodeKeys];
+  const std::byte* value[kDecodeKeys];
+};
+
+// One thread's working memory and the options of the call. Everything is aligned to 64 bytes.
+struct DecodeState {
+  DType dtype = DType::kFloat32;
+  int qk_width = 0;
+  int v_width = 0;
+  int qk_stride = 0;  // padded
+  int v_stride = 0;
+  bool value_in_key = false;
+  float query_factor = 1.0f;  // -1, 0 or 1: the scale's sign, moved to the queries so that `scale` is positive
+  float scale = 1.0f;
+  float soft_cap = 0.0f;
+
+  std::byte* query = nullptr;  // [pairs][qk_stride], fp32 or the cache's dtype
+  float* key = nullptr;        // [kDecodeKeys][qk_stride] fp32, or unused
+  float* value = nullptr;      // [kDecodeKeys][v_stride] values, in the form that the products read
+  float* score = nullptr;      // [kDecodeRows][kDecodeKeys]
+
+  // Accumulators of the chunk in hand. A pair's output is unnormalised: sum over keys of exp(s - max) value.
+  float* output = nullptr;  // [pairs][v_stride]
+  float* max = nullptr;     // [pairs], reference scores
+  float* sum = nullptr;     // [pairs][kDecodeLanes], partial sums of exp(s - max)
+  float* weight = nullptr;  // [pairs][kDecodeLanes], the same of the factors that values were multiplied by
+};
+
+inline constexpr int kDecodeLanes = 16;
+inline constexpr int kDecodeRows = 6;  // pairs of a register tile
+
+struct DecodeInstructionSet {
+  int64_t highway_target = 0;
+  // Converts one query row to pair `pair`'s place in the state.
+  void (*load_query)(const DecodeState& state, int pair, const void* row) = nullptr;
+  // Converts a block where the products do not read it in place, and prefetches the rows of `next`.
+  void (*load_block)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next) = nullptr;
+  // Folds the loaded block into pairs [first, first + pairs).
+  void (*fold)(const DecodeState& state, const DecodeBlock& block, int first, int pairs) = nullptr;
+  // to[i] += factor * from[i] for i < width, a multiple of kDecodePadding.
+  void (*add)(float factor, const float* from, int width, float* to) = nullptr;
+};
+
+// By run-time dispatch, every instruction set of every architecture, best first; null where it is not compiled in.
+std::span<const DecodeInstructionSet> DecodeInstructionSets();
+
+// For processors with bf16 dot products; null pointers where not compiled in.
+const DecodeInstructionSet& DecodeBFloat16InstructionSet();
+// Whether this processor has them.
+bool HasBFloat16Dot();
+
+std::vector<const DecodeKernel*> Decoders();
+
+}  // namespace tessera::cpu

@@ -1,0 +1,55 @@
+// How one decode call is cut into pieces. Nothing here depends on the number of threads, nor on the other sequences of
+// the call, so neither do the bits of a sequence's result.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/decode.h"
+
+namespace tessera::cpu {
+
+// Query rows and heads of one sequence that read one key/value head: the pairs (row, head) of a matrix product. Pair p
+// is row rows.begin + p / heads.size(), head heads.begin + p % heads.size().
+struct DecodePairs {
+  const DecodeSequence* sequence = nullptr;
+  int kv_head = 0;
+  Range rows;  // of the sequence
+  HeadRange heads;
+  Range keys;  // union of what the rows see
+  int64_t chunk_keys = 1;
+  size_t first_chunk = 0;  // in DecodeWave::chunks
+  int pairs() const { return static_cast<int>(rows.size()) * heads.size(); }
+  size_t chunks() const { return keys.empty() ? 0 : static_cast<size_t>((keys.size() + chunk_keys - 1) / chunk_keys); }
+};
+
+// A range of keys of a DecodePairs: what one thread folds, into partial results of its own.
+struct DecodeChunk {
+  size_t pairs = 0;  // index in DecodeWave::pairs
+  Range keys;
+  size_t first_partial = 0;  // index of its first pair among the partials of the wave
+};
+
+// What is computed before anything is merged. Waves bound the memory of partial results.
+struct DecodeWave {
+  std::vector<DecodePairs> pairs;
+  std::vector<DecodeChunk> chunks;
+  size_t partials = 0;
+};
+std::vector<DecodeWave> PlanDecode(const DecodeArgs& args);
+
+// Keys that the same pairs see, with those pairs as runs [first, first + count).
+struct DecodeSegment {
+  Range keys;
+  struct Run {
+    int first = 0;
+    int count = 0;
+  };
+  std::vector<Run> runs;
+};
+// Cuts a chunk where a row begins or ends to see. No key of a segment is hidden from any of its pairs, so kernels need
+// no masks and never touch what a row must not see. Keys that nobody sees are in no segment.
+std::vector<DecodeSegment> Segments(const DecodePairs& pairs, Range keys);
+
+}  // namespace tessera::cpu
