@@ -253,6 +253,7 @@ CacheLayer PagedCache::layer(int layer) const {
   const State& s = *state_;
   const CacheRowShape& shape = s.options.shape;
   CacheLayer view;
+  if (layer < 0 || layer >= s.options.layers) return view;
   view.key = s.Page(layer, 0);
   view.value = shape.latent ? view.key : view.key + s.value_offset;
   view.dtype = shape.dtype;

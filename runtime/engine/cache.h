@@ -1,4 +1,5 @@
-// A paged key/value or latent cache of one rank: sequences grow by rows, share pages with their forks, and give pages back.
+// A paged key/value or latent cache of one rank: sequences grow by rows, share pages with their forks, and give pages
+// back.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +13,7 @@
 namespace tessera {
 
 struct CacheOptions {
-  CacheRowShape shape;   // of what this rank stores: CacheSharding::LocalShape
+  CacheRowShape shape;  // of what this rank stores: CacheSharding::LocalShape
   int layers = 1;
   int page_tokens = 64;  // rows per page
   int64_t pages = 0;     // pages in the pool; a page holds page_tokens rows of every layer
@@ -50,7 +51,7 @@ class PagedCache {
 
   int64_t rows(SequenceId sequence) const;                    // -1 when there is no such sequence
   std::span<const int32_t> pages(SequenceId sequence) const;  // valid until the sequence changes
-  CacheLayer layer(int layer) const;
+  CacheLayer layer(int layer) const;                          // without memory when there is no such layer
   // Where (row, kv head) is stored; null when there is no such row. The rows of a head that share a page follow each
   // other without gaps. Rows in shared pages must not be written: Append never hands such rows out.
   std::byte* Key(int layer, SequenceId sequence, int64_t row, int kv_head = 0);

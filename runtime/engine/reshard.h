@@ -30,8 +30,10 @@ struct ReshardSource {
 };
 
 struct ReshardOptions {
-  int layers = 1;                      // of the caches
-  int64_t staging_bytes = 64ll << 20;  // per rank, but at least one row per peer
+  int layers = 1;  // of the caches
+  // Per rank, but at least one row per peer. What stays in the processor's cache is faster: of 1, 8 and 64 MiB, 8 was
+  // best at two ranks, by 1.4 to 2 times over 64.
+  int64_t staging_bytes = 8ll << 20;
 };
 
 struct ReshardStats {

@@ -236,6 +236,7 @@ TEST(PagedCache, UnknownIdsAndRowsAreRefused) {
   EXPECT_EQ(cache.Fork(a, 4).status().message(), "cache: forking 4 rows of sequence 1; it has 3");
   EXPECT_EQ(cache.Key(0, a, 3), nullptr);
   EXPECT_EQ(cache.Key(2, a, 0), nullptr);
+  EXPECT_EQ(cache.layer(2).key, nullptr);
   EXPECT_EQ(cache.Value(0, a, 0, 3), nullptr);
   EXPECT_NE(cache.Value(1, a, 2, 2), nullptr);
   ASSERT_TRUE(cache.Release(a).ok());
