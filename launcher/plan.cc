@@ -3,6 +3,8 @@
 #include <memory>
 
 #include "launcher/command.h"
+#include "launcher/machine_flags.h"
+#include "launcher/plan_decode.h"
 #include "launcher/problem_flags.h"
 #include "launcher/table.h"
 #include "partition/cost.h"
@@ -17,7 +19,6 @@ constexpr int kMaxRanksBuilt = 256;
 constexpr int kMaxRanksVerified = 64;
 constexpr int kMaxRanksPredicted = 4096;
 constexpr int kMaxRanksListed = 16;
-constexpr int kMaxRanks = 65536;
 constexpr int kTimelineColumns = 100;
 
 struct Flags {
@@ -103,28 +104,6 @@ StatusOr<bool> PrintPlan(const Flags& flags, const Context&) {
   return right;
 }
 
-void AddMachineFlags(CLI::App& command, MachineModel& machine) {
-  const CLI::Range rate(1.0, 1e18), seconds(0.0, 1e3);
-  command.add_option("--flops", machine.flops_per_second, "attention rate of one rank, FLOP/s")
-      ->capture_default_str()
-      ->check(rate);
-  command.add_option("--latency", machine.link_latency_seconds, "seconds per message within a node")
-      ->capture_default_str()
-      ->check(seconds);
-  command.add_option("--bandwidth", machine.link_bytes_per_second, "bytes per second within a node")
-      ->capture_default_str()
-      ->check(rate);
-  command.add_option("--node-latency", machine.node_latency_seconds, "seconds per message between nodes")
-      ->capture_default_str()
-      ->check(seconds);
-  command.add_option("--node-bandwidth", machine.node_bytes_per_second, "bytes per second between nodes")
-      ->capture_default_str()
-      ->check(rate);
-  command.add_option("--ranks-per-node", machine.ranks_per_node, "0 = all on one node")
-      ->capture_default_str()
-      ->check(CLI::Range(0, kMaxRanks));
-}
-
 }  // namespace
 
 void AddPlanCommand(CLI::App& app, Selection& selection) {
@@ -137,12 +116,14 @@ void AddPlanCommand(CLI::App& app, Selection& selection) {
   command->add_flag("--json", flags->json, "print the whole plan as JSON");
   command->add_flag("--timeline", flags->timeline, "draw who computes and sends when (predicted)");
   AddMachineFlags(*command, flags->machine);
+  const CLI::App* decode = AddPlanDecodeCommand(*command, selection);
   command->footer(
       "Examples:\n"
       "  tessera plan --seq 4096 --ranks 4 --strategy zigzag --timeline\n"
       "  tessera plan --seq 1048576 --heads 32 --kv-heads 8 --dim 128 --ranks 65536 --strategy grid:8x8192\n"
       "  tessera plan --seq 1024 --ranks 4 --strategy all");
-  command->callback([flags, &selection] {
+  command->callback([command, decode, flags, &selection] {
+    if (command->got_subcommand(decode)) return;  // which has filled the selection
     selection = {[flags](const Context& context) { return PrintPlan(*flags, context); }, 0, /*needs_ranks=*/false};
   });
 }

@@ -81,6 +81,20 @@ HeadRange DecodeSpec::OutputHeads(int rank) const {
   return PartOf(heads, rank, ranks);
 }
 
+HeadRange DecodeSpec::SummandHeads(int rank) const {
+  return method == DecodeMethod::kTree ? PartOf(heads, rank, ranks) : OutputHeads(rank);
+}
+
+CacheSharding ShardingOf(const DecodeSpec& spec, int block_tokens) {
+  CacheSharding sharding;
+  sharding.axis = spec.axis();
+  sharding.ranks = spec.ranks;
+  sharding.groups = spec.groups;
+  sharding.block_tokens = block_tokens;
+  sharding.query_heads = spec.heads;
+  return sharding;
+}
+
 Status Validate(const DecodeSpec& spec) {
   const auto in_range = [](const char* field, int64_t value, int64_t least, int64_t most) -> Status {
     if (value >= least && value <= most) return absl::OkStatus();
@@ -90,7 +104,7 @@ Status Validate(const DecodeSpec& spec) {
   constexpr int kMaxRanks = 65536;
   constexpr int kMaxHeads = 1 << 16;
   constexpr int kMaxWidth = 1 << 16;
-  constexpr int64_t kMaxRows = int64_t{1} << 24;  // so that counts of bytes below cannot overflow
+  constexpr int64_t kMaxRows = int64_t{1} << 24;
   TESSERA_RETURN_IF_ERROR(in_range("ranks", spec.ranks, 1, kMaxRanks));
   TESSERA_RETURN_IF_ERROR(in_range("rows", spec.rows, 0, kMaxRows));
   TESSERA_RETURN_IF_ERROR(in_range("heads", spec.heads, 1, kMaxHeads));
@@ -100,6 +114,12 @@ Status Validate(const DecodeSpec& spec) {
   if (spec.heads % spec.kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "decode: heads is %d and kv_heads %d; heads must be a multiple of kv_heads", spec.heads, spec.kv_heads));
+  }
+  // PredictedBytes counts at most twice this.
+  if (static_cast<double>(spec.rows) * spec.heads * spec.ranks * (spec.qk_width + spec.v_width + 1.0) > 0x1p59) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("decode: %d rows of %d heads on %d ranks are more bytes than can be counted", spec.rows,
+                        spec.heads, spec.ranks));
   }
   if (spec.method != DecodeMethod::kTpla) {
     if (spec.groups == 1) return absl::OkStatus();

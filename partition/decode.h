@@ -41,9 +41,14 @@ struct DecodeSpec {
   // Heads whose queries the caller supplies on `rank`, and heads whose output it gets.
   HeadRange QueryHeads(int rank) const;
   HeadRange OutputHeads(int rank) const;
+  // Of the output heads, those that a rank projects to the hidden state, so that the sum over all ranks has everything
+  // once: all of them, but under kTree, where every rank has the whole output, a part.
+  HeadRange SummandHeads(int rank) const;
   friend bool operator==(const DecodeSpec&, const DecodeSpec&) = default;
 };
 Status Validate(const DecodeSpec& spec);
+// Where the cache of a decode step lies.
+CacheSharding ShardingOf(const DecodeSpec& spec, int block_tokens);
 // Stable 64-bit digest of everything that determines a decode plan but the rows, which differ from step to step.
 uint64_t HashWithoutRows(const DecodeSpec& spec);
 // "gather-query on 4 ranks: 3 rows of 16 heads (1 key/value), widths 576 and 512, bf16"

@@ -34,12 +34,7 @@ const AttendCacheStep* AttendOf(const RankProgram& program) {
 
 // The key/value heads that the rank's cache holds.
 HeadRange KvHeadsOf(const DecodeSpec& spec, int rank) {
-  CacheSharding sharding;
-  sharding.axis = spec.axis();
-  sharding.ranks = spec.ranks;
-  sharding.groups = spec.groups;
-  sharding.query_heads = spec.heads;
-  return sharding.KvHeads(rank, spec.kv_heads);
+  return ShardingOf(spec, 1).KvHeads(rank, spec.kv_heads);
 }
 
 DecodeArgs ArgsOf(const AttendCacheStep& attend, const SlotTable& slots, const DecodeSpec& spec, int rank,
