@@ -40,5 +40,6 @@ void AddBenchCommand(CLI::App& app, Selection& selection);
 void AddPlanCommand(CLI::App& app, Selection& selection);
 void AddBalanceCommand(CLI::App& app, Selection& selection);
 void AddDoctorCommand(CLI::App& app, Selection& selection);
+void AddMlaCommand(CLI::App& app, Selection& selection);
 
 }  // namespace tessera::launcher

@@ -35,6 +35,7 @@ Parsed ParseCommandLine(int argc, char** argv) {
   AddPlanCommand(app, parsed.selection);
   AddBalanceCommand(app, parsed.selection);
   AddDoctorCommand(app, parsed.selection);
+  AddMlaCommand(app, parsed.selection);
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
