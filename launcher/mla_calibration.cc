@@ -1,6 +1,8 @@
 #include "launcher/mla_calibration.h"
 
+#include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -75,6 +77,10 @@ StatusOr<Calibration> CalibrateOnText(const Checkpoint& checkpoint, const ModelC
   }
   for (int layer = 0; layer < config.layers; ++layer) {
     TESSERA_ASSIGN_OR_RETURN(const MlaWeights weights, ReadMlaWeights(checkpoint, shape, layer));
+    if (!std::ranges::all_of(latents[layer].sum().values, [](double value) { return std::isfinite(value); })) {
+      return absl::InvalidArgumentError(absl::StrCat(checkpoint.directory(), ": the latents of layer ", layer,
+                                                     " are not finite; some weight before them is not"));
+    }
     calibration.layers.push_back({std::move(latents[layer]), queries[layer].Absorbed(shape, weights)});
   }
   return calibration;
