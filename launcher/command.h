@@ -37,6 +37,7 @@ struct Selection {
 // One per file. Each adds a subcommand whose callback fills `selection`.
 void AddAttendCommand(CLI::App& app, Selection& selection);
 void AddBenchCommand(CLI::App& app, Selection& selection);
+void AddBenchKernelCommand(CLI::App& bench, Selection& selection);  // of `bench`
 void AddPlanCommand(CLI::App& app, Selection& selection);
 void AddBalanceCommand(CLI::App& app, Selection& selection);
 void AddDoctorCommand(CLI::App& app, Selection& selection);

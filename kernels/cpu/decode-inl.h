@@ -2,8 +2,10 @@
 // along the width, which need no transposition, and every row then serves all heads and query rows of its key head.
 //
 // Limits. A few heads are bound by memory: cache bytes / read bandwidth. Many are bound by arithmetic: 2 * pairs * (qk
-// width + v width) * keys / peak flops. The two meet at 2 * peak / (bandwidth * 4 / bytes per element) pairs: 20 to 40
-// for a bf16 cache.
+// width + v width) * keys / peak flops, where pairs are (query row, head) of a key head. The two meet at bytes per
+// element * peak / (2 * bandwidth) pairs, about 20 for a bf16 cache at 250 GFLOP/s and 13 GB/s, and half of that for a
+// latent cache, whose rows are key and value. `tessera bench kernel` measures both limits and the share of the one that
+// binds.
 #if defined(TESSERA_KERNELS_CPU_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef TESSERA_KERNELS_CPU_DECODE_INL_H_
 #undef TESSERA_KERNELS_CPU_DECODE_INL_H_
@@ -168,7 +170,7 @@ HWY_NOINLINE void FoldRows(const DecodeState& state, int count, int first) {
                           state.value_in_key ? state.qk_stride : state.v_stride, count, state.v_stride, output);
 }
 
-void DecodeFold(const DecodeState& state, const DecodeBlock& block, int first, int pairs) {
+void DecodeFold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& /*next*/, int first, int pairs) {
   for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) {
     FoldRows<kDecodeRows>(state, block.count, first);
   }

@@ -59,10 +59,11 @@ struct DecodeInstructionSet {
   int64_t highway_target = 0;
   // Converts one query row to pair `pair`'s place in the state.
   void (*load_query)(const DecodeState& state, int pair, const void* row) = nullptr;
-  // Converts a block where the products do not read it in place, and prefetches the rows of `next`.
+  // Converts a block where the products do not read it in place. Here or in `fold` the rows of `next` are prefetched.
   void (*load_block)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next) = nullptr;
   // Folds the loaded block into pairs [first, first + pairs).
-  void (*fold)(const DecodeState& state, const DecodeBlock& block, int first, int pairs) = nullptr;
+  void (*fold)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first,
+               int pairs) = nullptr;
   // to[i] += factor * from[i] for i < width, a multiple of kDecodePadding.
   void (*add)(float factor, const float* from, int width, float* to) = nullptr;
 };
@@ -74,6 +75,8 @@ std::span<const DecodeInstructionSet> DecodeInstructionSets();
 const DecodeInstructionSet& DecodeBFloat16InstructionSet();
 // Whether this processor has them.
 bool HasBFloat16Dot();
+// Flops of `steps` steps of nothing but dot products in registers; only where HasBFloat16Dot().
+double BFloat16DotPeak(int64_t steps, float* sink);
 
 std::vector<const DecodeKernel*> Decoders();
 

@@ -47,12 +47,34 @@ void LoadQuery(const DecodeState& state, int pair, const void* row) {
 }
 
 inline void PrefetchRow(const std::byte* row, int bytes) {
-  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T0);
+  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T1);
 }
+
+// Asks for the next block row by row between products: all at once, the rows would fill the queue of outstanding misses
+// and hold up the products behind them.
+class Prefetcher {
+ public:
+  // `steps` calls of Step() cover all rows.
+  Prefetcher(const DecodeState& state, const DecodeBlock& next, int steps)
+      : state_(state), next_(next), steps_(steps) {}
+  void Step() {
+    for (credit_ += next_.count; credit_ > 0 && row_ < next_.count; credit_ -= steps_, ++row_) {
+      PrefetchRow(next_.key[row_], 2 * state_.qk_width);
+      if (!state_.value_in_key) PrefetchRow(next_.value[row_], 2 * state_.v_width);
+    }
+  }
+
+ private:
+  const DecodeState& state_;
+  const DecodeBlock& next_;
+  int steps_;
+  int credit_ = 0;
+  int row_ = 0;
+};
 
 // Pairs of value rows as vdpbf16ps wants them: element 2i from the even row, 2i + 1 from the odd one. A row that is
 // missing is zero.
-void LoadBlock(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next) {
+void LoadBlock(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& /*next*/) {
   alignas(64) uint16_t order[2][kHalves];
   for (int i = 0; i < kHalves; ++i) {
     order[0][i] = static_cast<uint16_t>(i / 2 + (i % 2) * kHalves);
@@ -61,10 +83,6 @@ void LoadBlock(const DecodeState& state, const DecodeBlock& block, const DecodeB
   const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
   uint16_t* to = reinterpret_cast<uint16_t*>(state.value);
   for (int j = 0; j < block.count; j += 2) {
-    for (int k = j; k < std::min(j + 2, next.count); ++k) {
-      PrefetchRow(next.key[k], 2 * state.qk_width);
-      if (!state.value_in_key) PrefetchRow(next.value[k], 2 * state.v_width);
-    }
     const bool odd = j + 1 < block.count;
     const std::byte* const even_row = block.value[j];
     const std::byte* const odd_row = block.value[odd ? j + 1 : j];
@@ -90,9 +108,10 @@ inline __m128 FourSums(const __m512* v) {
 
 // scores[r][j] = query r . key j. Missing keys of the last four repeat the first of them; their scores are not used.
 template <int kRows>
-inline void Scores(const DecodeState& state, const DecodeBlock& block, const uint16_t* query) {
+inline void Scores(const DecodeState& state, const DecodeBlock& block, const uint16_t* query, Prefetcher& prefetcher) {
   const int whole = state.qk_width / kHalves * kHalves;
   for (int j = 0; j < block.count; j += 4) {
+    prefetcher.Step();
     const std::byte* keys[4];
     for (int k = 0; k < 4; ++k) keys[k] = block.key[j + k < block.count ? j + k : j];
     __m512 sum[kRows][4];
@@ -212,32 +231,41 @@ inline void AddColumns(const DecodeState& state, int count, const uint16_t* valu
 }
 
 template <int kRows>
-__attribute__((noinline)) void FoldRows(const DecodeState& state, const DecodeBlock& block, int first) {
+__attribute__((noinline)) void FoldRows(const DecodeState& state, const DecodeBlock& block, int first,
+                                        Prefetcher& prefetcher) {
   Scores<kRows>(state, block,
-                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride);
+                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride,
+                prefetcher);
   float* const output = state.output + static_cast<size_t>(first) * state.v_stride;
   for (int r = 0; r < kRows; ++r) {
     Softmax(state, block.count, first + r, state.score + r * kDecodeKeys, output + r * state.v_stride);
   }
   const uint16_t* const value = reinterpret_cast<const uint16_t*>(state.value);
   int i = 0;
-  for (; i + 64 <= state.v_stride; i += 64) AddColumns<kRows, 4>(state, block.count, value + 2 * i, output + i);
+  for (; i + 64 <= state.v_stride; i += 64) {
+    prefetcher.Step();
+    AddColumns<kRows, 4>(state, block.count, value + 2 * i, output + i);
+  }
   if (i < state.v_stride) AddColumns<kRows, 2>(state, block.count, value + 2 * i, output + i);
 }
 
-void Fold(const DecodeState& state, const DecodeBlock& block, int first, int pairs) {
-  for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) FoldRows<kDecodeRows>(state, block, first);
+void Fold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first, int pairs) {
+  const int tiles = (pairs + kDecodeRows - 1) / kDecodeRows;
+  Prefetcher prefetcher(state, next, tiles * ((block.count + 3) / 4 + state.v_stride / 64));
+  for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) {
+    FoldRows<kDecodeRows>(state, block, first, prefetcher);
+  }
   switch (pairs) {
     case 5:
-      return FoldRows<5>(state, block, first);
+      return FoldRows<5>(state, block, first, prefetcher);
     case 4:
-      return FoldRows<4>(state, block, first);
+      return FoldRows<4>(state, block, first, prefetcher);
     case 3:
-      return FoldRows<3>(state, block, first);
+      return FoldRows<3>(state, block, first, prefetcher);
     case 2:
-      return FoldRows<2>(state, block, first);
+      return FoldRows<2>(state, block, first, prefetcher);
     case 1:
-      return FoldRows<1>(state, block, first);
+      return FoldRows<1>(state, block, first, prefetcher);
     default:
       return;
   }
@@ -248,6 +276,22 @@ void Add(float factor, const float* from, int width, float* to) {
   for (int i = 0; i < width; i += 16) {
     _mm512_store_ps(to + i, _mm512_fmadd_ps(f, _mm512_load_ps(from + i), _mm512_load_ps(to + i)));
   }
+}
+
+double DotPeak(int64_t steps, float* sink) {
+  constexpr int kSums = 12;  // hide the latency
+  __m512 sum[kSums];
+#pragma GCC unroll 12
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_set1_ps(*sink + static_cast<float>(i));
+  const __m512bh a = AsHalves(_mm512_set1_epi32(static_cast<int>(*sink) + 0x3f7d3f7d));
+  for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], a, a);
+  }
+#pragma GCC unroll 12
+  for (int i = 1; i < kSums; ++i) sum[0] = _mm512_add_ps(sum[0], sum[i]);
+  *sink = _mm512_cvtss_f32(sum[0]);
+  return 4.0 * static_cast<double>(steps) * kSums * 16;
 }
 
 }  // namespace
@@ -264,6 +308,9 @@ const DecodeInstructionSet& DecodeBFloat16InstructionSet() {
 bool HasBFloat16Dot() {
   return __builtin_cpu_supports("avx512bf16") != 0;
 }
+double BFloat16DotPeak(int64_t steps, float* sink) {
+  return bfloat16::DotPeak(steps, sink);
+}
 
 }  // namespace tessera::cpu
 #else
@@ -275,6 +322,9 @@ const DecodeInstructionSet& DecodeBFloat16InstructionSet() {
 }
 bool HasBFloat16Dot() {
   return false;
+}
+double BFloat16DotPeak(int64_t, float*) {
+  return 0;
 }
 
 }  // namespace tessera::cpu

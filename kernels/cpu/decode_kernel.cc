@@ -179,12 +179,16 @@ class CpuDecoder final : public DecodeKernel {
     for (const DecodeSegment& segment : Segments(pairs, chunk.keys)) {
       BlockReader reader(args, pairs, segment.keys);
       DecodeBlock blocks[2];
+      static constexpr DecodeBlock nothing{};
       int now = 0;
       reader.Read(&blocks[now]);
       while (blocks[now].count > 0 && !IsSet(args.cancelled)) {
         reader.Read(&blocks[1 - now]);
         set_.load_block(state, blocks[now], blocks[1 - now]);
-        for (const DecodeSegment::Run& run : segment.runs) set_.fold(state, blocks[now], run.first, run.count);
+        for (const DecodeSegment::Run& run : segment.runs) {
+          const DecodeBlock& next = &run == &segment.runs.front() ? blocks[1 - now] : nothing;
+          set_.fold(state, blocks[now], next, run.first, run.count);
+        }
         now = 1 - now;
       }
     }

@@ -1,0 +1,92 @@
+#include "kernels/limits.h"
+
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_SSSE3)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/limits.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h comes first: it includes this file again for each instruction set.
+#include "kernels/cpu/limits-inl.h"
+
+#if HWY_ONCE
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <new>
+
+#include "kernels/cpu/decode.h"
+
+namespace tessera {
+namespace cpu {
+HWY_EXPORT(MultiplyAdd);
+HWY_EXPORT(ReadMemory);
+
+// The macros work inside this namespace only.
+double DispatchMultiplyAdd(int64_t steps, float* sink) {
+  return HWY_DYNAMIC_DISPATCH(MultiplyAdd)(steps, sink);
+}
+void DispatchReadMemory(const std::byte* from, int64_t bytes, float* sink) {
+  HWY_DYNAMIC_DISPATCH(ReadMemory)(from, bytes, sink);
+}
+
+}  // namespace cpu
+
+namespace {
+
+// The best of a few runs, each from a common start to the last thread's end. `work` returns what a thread has done.
+template <class Work>
+double BestRate(int threads, const Work& work) {
+  constexpr int kRuns = 7;
+  double best = 0;
+  for (int run = 0; run < kRuns; ++run) {
+    double done = 0;
+    std::chrono::steady_clock::time_point start;
+#pragma omp parallel num_threads(threads) reduction(+ : done)
+    {
+#pragma omp barrier
+#pragma omp master
+      start = std::chrono::steady_clock::now();
+#pragma omp for schedule(static)
+      for (int thread = 0; thread < threads; ++thread) done += work(thread);
+    }
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, done / seconds.count());
+  }
+  return best;
+}
+
+}  // namespace
+
+MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
+  constexpr int64_t kSteps = 2'000'000;
+  MachineLimits limits;
+  limits.fp32_flops = BestRate(threads, [](int) {
+    float sink = 0;
+    const double flops = cpu::DispatchMultiplyAdd(kSteps, &sink);
+    volatile float keep = sink;  // the loop has an effect
+    return keep == keep ? flops : 0.0;
+  });
+  if (cpu::HasBFloat16Dot()) {
+    limits.bf16_flops = BestRate(threads, [](int) {
+      float sink = 0;
+      const double flops = cpu::BFloat16DotPeak(kSteps, &sink);
+      volatile float keep = sink;
+      return keep == keep ? flops : 0.0;
+    });
+  }
+  const int64_t share = buffer_bytes / threads / 1024 * 1024;
+  if (share == 0) return limits;
+  const std::unique_ptr<std::byte[]> buffer(new (std::nothrow) std::byte[share * threads]);
+  if (buffer == nullptr) return limits;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer.get() + thread * share, share, std::byte{1});
+  limits.read_bytes = BestRate(threads, [&](int thread) {
+    float sink = 0;
+    cpu::DispatchReadMemory(buffer.get() + thread * share, share, &sink);
+    volatile float keep = sink;
+    return keep == keep ? static_cast<double>(share) : 0.0;
+  });
+  return limits;
+}
+
+}  // namespace tessera
+#endif  // HWY_ONCE
