@@ -2,8 +2,8 @@
 // LSE).
 //
 // A partial result is a monoid element: O is the normalised output over the keys seen so far and LSE their natural
-// log-sum-exp, both fp32; the identity is O = 0, LSE = -inf. Every implementation folds new keys into the partial it is
-// given, so ring steps need no separate merge.
+// log-sum-exp, both in the accumulator type (fp32; fp64 for fp64 tensors); the identity is O = 0, LSE = -inf. Every
+// implementation folds new keys into the partial it is given, so ring steps need no separate merge.
 #pragma once
 
 #include <atomic>
@@ -31,11 +31,12 @@ struct ScoreArgs {
 
 // One kernel call. All tensors are host views with unit width stride; any row and head stride is allowed.
 struct AttendArgs {
-  ConstTensorView query;  // [Sq rows, heads, D]   fp32, bf16 or fp16
+  ConstTensorView query;  // [Sq rows, heads, D]   fp32, bf16, fp16 or fp64
   ConstTensorView key;    // [Sk rows, kv heads, D]  same dtype as query
   ConstTensorView value;  // [Sk rows, kv heads, Dv] same dtype as query
-  TensorView output;      // [Sq rows, heads, Dv]  fp32 partial O, read and written; rows outside tiles are not touched
-  TensorView lse;         // [Sq rows, heads, 1]   fp32 partial LSE (natural log), read and written
+  TensorView output;  // [Sq rows, heads, Dv]  partial O in the accumulator type, read and written; rows outside tiles
+                      // are not touched
+  TensorView lse;     // [Sq rows, heads, 1]   partial LSE (natural log), likewise
   std::span<const Tile> tiles;  // which rows meet, with their global tokens; query rows of tiles may repeat
   std::span<const Band> bands;  // the mask, in global tokens, pairwise disjoint
   // Query head h of this call reads key/value head (first_query_head + h) / group - first_kv_head of the views.
@@ -81,8 +82,9 @@ std::span<const AttentionKernel* const> AttentionKernels();
 // failure the error lists every implementation considered and its reason.
 StatusOr<const AttentionKernel*> FindAttentionKernel(const AttentionTraits& traits, std::string_view name = {});
 
-// (O, LSE) += (O2, LSE2), row by row: out rows [destination_row, +count) of heads [0, heads). fp32, host. Exact
-// identity handling: LSE = -inf on either side leaves the other unchanged; never produces NaN from infinities.
+// (O, LSE) += (O2, LSE2), row by row: out rows [destination_row, +count) of heads [0, heads). All fp32 or all fp64,
+// host. Exact identity handling: LSE = -inf on either side leaves the other unchanged; never produces NaN from
+// infinities.
 void MergePartials(const TensorView& output, const TensorView& lse, int64_t destination_row,
                    const ConstTensorView& other_output, const ConstTensorView& other_lse, int64_t source_row,
                    int64_t count);

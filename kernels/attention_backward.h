@@ -14,9 +14,10 @@
 
 namespace tessera {
 
-// All tensors are host views with unit width stride; any row and head stride is allowed.
+// All tensors are host views with unit width stride; any row and head stride is allowed. What is fp32 here is fp64
+// when the tensors are.
 struct AttendBackwardArgs {
-  ConstTensorView query;            // [Sq rows, heads, D]       fp32, bf16 or fp16
+  ConstTensorView query;            // [Sq rows, heads, D]       fp32, bf16, fp16 or fp64
   ConstTensorView key;              // [Sk rows, kv heads, D]    same dtype
   ConstTensorView value;            // [Sk rows, kv heads, Dv]   same dtype
   ConstTensorView output_gradient;  // [Sq rows, heads, Dv]      same dtype
@@ -35,13 +36,14 @@ struct AttendBackwardArgs {
   const std::atomic<bool>* cancelled = nullptr;  // as in AttendArgs
 };
 
-// delta[row, head] = sum_d output[row, head, d] * output_gradient[row, head, d], fp32. All views have equal rows and
-// heads; output and output_gradient share a dtype.
+// delta[row, head] = sum_d output[row, head, d] * output_gradient[row, head, d], in the accumulator type. All views
+// have equal rows and heads; output and output_gradient share a dtype.
 void ComputeDelta(const ConstTensorView& output, const ConstTensorView& output_gradient, const TensorView& delta,
                   int threads);
 
 // gradient[head] -= sum over rows of exp(sink[head] - lse[row, head]) * delta[row, head]: the sink is a key without a
-// value. lse includes the sink. Summed in row order, fp64 inside.
+// value. lse includes the sink. Summed in row order, fp64 inside; sinks and their gradients are fp32 whatever the
+// tensors.
 void AddSinkGradient(const ConstTensorView& lse, const ConstTensorView& delta, std::span<const float> sinks,
                      std::span<float> gradient);
 

@@ -16,25 +16,24 @@ void ComputeDelta(const ConstTensorView& output, const ConstTensorView& output_g
       // fp64 costs nothing beside the kernels, and delta is subtracted from sums that it nearly equals.
       double sum = 0;
       for (int i = 0; i < output.width; ++i) {
-        sum += static_cast<double>(LoadAsFloat(o, output.dtype, i)) *
-               static_cast<double>(LoadAsFloat(gradient, output_gradient.dtype, i));
+        sum += LoadAsDouble(o, output.dtype, i) * LoadAsDouble(gradient, output_gradient.dtype, i);
       }
-      *static_cast<float*>(delta.At(row, head)) = static_cast<float>(sum);
+      StoreFromDouble(delta.At(row, head), delta.dtype, 0, sum);
     }
   }
 }
 
 void AddSinkGradient(const ConstTensorView& lse, const ConstTensorView& delta, std::span<const float> sinks,
                      std::span<float> gradient) {
-  constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+  constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
   for (size_t head = 0; head < sinks.size(); ++head) {
-    if (sinks[head] == kMinusInfinity) continue;
+    if (static_cast<double>(sinks[head]) == kMinusInfinity) continue;
     double sum = 0;
     for (int64_t row = 0; row < lse.rows; ++row) {
-      const float total = *static_cast<const float*>(lse.At(row, static_cast<int>(head)));
+      const double total = LoadAsDouble(lse.At(row, static_cast<int>(head)), lse.dtype, 0);
       if (total == kMinusInfinity) continue;
-      sum += std::exp(static_cast<double>(sinks[head]) - static_cast<double>(total)) *
-             static_cast<double>(*static_cast<const float*>(delta.At(row, static_cast<int>(head))));
+      sum += std::exp(static_cast<double>(sinks[head]) - total) *
+             LoadAsDouble(delta.At(row, static_cast<int>(head)), delta.dtype, 0);
     }
     gradient[head] = static_cast<float>(static_cast<double>(gradient[head]) - sum);
   }

@@ -34,8 +34,9 @@ Status CheckViews(const AttendArgs& args) {
   if (args.key.dtype != args.query.dtype || args.value.dtype != args.query.dtype) {
     return Invalid(args, "query, key and value must share one dtype");
   }
-  if (args.output.dtype != DType::kFloat32 || args.lse.dtype != DType::kFloat32) {
-    return Invalid(args, "output and LSE must be fp32");
+  const DType accumulator = AccumulatorType(args.query.dtype);
+  if (args.output.dtype != accumulator || args.lse.dtype != accumulator) {
+    return Invalid(args, "output and LSE must be ", std::string(Name(accumulator)));
   }
   if (args.query.width < 1 || args.value.width < 1) return Invalid(args, "head widths must be at least 1");
   if (args.key.width != args.query.width) {
@@ -61,7 +62,9 @@ Status CheckViews(const AttendBackwardArgs& args) {
   }
   for (DType dtype : {args.lse.dtype, args.delta.dtype, args.query_gradient.dtype, args.key_gradient.dtype,
                       args.value_gradient.dtype}) {
-    if (dtype != DType::kFloat32) return Invalid(args, "LSE, delta and the gradients added to must be fp32");
+    if (const DType accumulator = AccumulatorType(args.query.dtype); dtype != accumulator) {
+      return Invalid(args, "LSE, delta and the gradients added to must be ", std::string(Name(accumulator)));
+    }
   }
   if (args.query.width < 1 || args.value.width < 1) return Invalid(args, "head widths must be at least 1");
   if (args.key.width != args.query.width) {

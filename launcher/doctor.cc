@@ -49,7 +49,7 @@ void PrintKernels() {
   std::printf("\nattention kernels, fastest first (for heads of width 64)\n");
   for (const AttentionKernel* kernel : AttentionKernels()) {
     std::printf("  %-12s", std::string(kernel->name()).c_str());
-    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
       const std::string reason = kernel->WhyNot({dtype, 64, 64});
       std::printf(" %s: %s;", std::string(Name(dtype)).c_str(), reason.empty() ? "yes" : reason.c_str());
     }

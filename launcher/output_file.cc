@@ -61,7 +61,7 @@ Status WriteResult(Communicator& comm, const PlanSpec& spec, const RunResult& re
   const Problem& problem = spec.problem;
   const std::vector<SafetensorsEntry> entries = {
       {"out", problem.dtype, {problem.query_tokens, problem.query_heads, problem.v_width}},
-      {"lse", DType::kFloat32, {problem.query_tokens, problem.query_heads}}};
+      {"lse", AccumulatorType(problem.dtype), {problem.query_tokens, problem.query_heads}}};
   const bool root = comm.rank() == 0;
   std::random_device random;
   uint64_t token = uint64_t{random()} << 32 | random();

@@ -85,9 +85,9 @@ void AddShapeFlags(CLI::App& command, ProblemFlags& flags) {
       ->check(CLI::Range(1, kMostOfAnAxis));
   command.add_option("--v-dim", flags.v_width, "width of v heads (default: as --dim)")
       ->check(CLI::Range(1, kMostOfAnAxis));
-  command.add_option("--dtype", flags.dtype, "fp32, bf16 or fp16")
+  command.add_option("--dtype", flags.dtype, "fp32, bf16, fp16 or fp64 (the reference kernel only)")
       ->capture_default_str()
-      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16", "fp64"}));
 }
 
 void AddStrategyFlag(CLI::App& command, ExecutionFlags& flags) {

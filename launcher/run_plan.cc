@@ -25,7 +25,8 @@ StatusOr<LocalTensors> Load(const PlanSpec& spec, int rank, const InputSource& i
   TESSERA_ASSIGN_OR_RETURN(local.value, AllocateOperand(problem, Operand::kValue, key_rows));
   TESSERA_ASSIGN_OR_RETURN(local.output,
                            HostTensor::Allocate(problem.dtype, query_rows, problem.query_heads, problem.v_width));
-  TESSERA_ASSIGN_OR_RETURN(local.lse, HostTensor::Allocate(DType::kFloat32, query_rows, problem.query_heads, 1));
+  TESSERA_ASSIGN_OR_RETURN(local.lse,
+                           HostTensor::Allocate(AccumulatorType(problem.dtype), query_rows, problem.query_heads, 1));
   TESSERA_RETURN_IF_ERROR(input.Read(Operand::kQuery, spec.query_layout.segments(rank), local.query.view()));
   TESSERA_RETURN_IF_ERROR(input.Read(Operand::kKey, spec.key_layout.segments(rank), local.key.view()));
   TESSERA_RETURN_IF_ERROR(input.Read(Operand::kValue, spec.key_layout.segments(rank), local.value.view()));
@@ -114,7 +115,7 @@ StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResul
   Verdict verdict;
   const RunReport& report = result.report;
   verdict.bytes_match = report.bytes_counted == report.bytes_predicted;
-  const bool half = spec.problem.dtype != DType::kFloat32;
+  const bool half = SizeInBytes(spec.problem.dtype) == 2;
   verdict.plausible = report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
   if (!rows.empty()) {
     TESSERA_ASSIGN_OR_RETURN(const SampledResult samples, GatherSamples(comm, spec.problem, spec.query_layout, rows,

@@ -12,8 +12,6 @@
 namespace tessera::launcher {
 namespace {
 
-constexpr double kLseTolerance = 1e-5;
-
 // Half the distance from 1 to the next value.
 double UnitRoundoff(DType dtype) {
   switch (dtype) {
@@ -23,22 +21,26 @@ double UnitRoundoff(DType dtype) {
       return 0x1p-8;
     case DType::kFloat16:
       return 0x1p-11;
+    case DType::kFloat64:
+      return 0x1p-53;
   }
   return 0;
 }
 
 // A partial over no keys: O = 0, LSE = -inf.
 void Clear(const TensorView& output, const TensorView& lse) {
-  std::fill_n(static_cast<float*>(output.data), output.elements(), 0.0f);
-  std::fill_n(static_cast<float*>(lse.data), lse.elements(), -std::numeric_limits<float>::infinity());
+  for (int64_t i = 0; i < output.elements(); ++i) StoreFromFloat(output.data, output.dtype, i, 0.0f);
+  for (int64_t i = 0; i < lse.elements(); ++i) {
+    StoreFromFloat(lse.data, lse.dtype, i, -std::numeric_limits<float>::infinity());
+  }
 }
 
-SampledResult ToFloats(const ConstTensorView& output, const ConstTensorView& lse) {
+SampledResult Widen(const ConstTensorView& output, const ConstTensorView& lse) {
   SampledResult result;
   result.output.resize(output.elements());
-  for (int64_t i = 0; i < output.elements(); ++i) result.output[i] = LoadAsFloat(output.data, output.dtype, i);
-  const auto* begin = static_cast<const float*>(lse.data);
-  result.lse.assign(begin, begin + lse.elements());
+  for (int64_t i = 0; i < output.elements(); ++i) result.output[i] = LoadAsDouble(output.data, output.dtype, i);
+  result.lse.resize(lse.elements());
+  for (int64_t i = 0; i < lse.elements(); ++i) result.lse[i] = LoadAsDouble(lse.data, lse.dtype, i);
   return result;
 }
 
@@ -50,11 +52,11 @@ StatusOr<SampledResult> PlainRun(const Problem& problem, const ConstTensorView& 
                            FindAttentionKernel({problem.dtype, problem.qk_width, problem.v_width}, kernel_name));
   const auto rows = static_cast<int64_t>(tokens.size());
   const int heads = problem.query_heads;
-  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial,
-                           HostTensor::Allocate(DType::kFloat32, rows, heads, problem.v_width));
-  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial_lse, HostTensor::Allocate(DType::kFloat32, rows, heads, 1));
+  const DType accumulator = AccumulatorType(problem.dtype);
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial, HostTensor::Allocate(accumulator, rows, heads, problem.v_width));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor partial_lse, HostTensor::Allocate(accumulator, rows, heads, 1));
   TESSERA_ASSIGN_OR_RETURN(const HostTensor output, HostTensor::Allocate(problem.dtype, rows, heads, problem.v_width));
-  TESSERA_ASSIGN_OR_RETURN(const HostTensor lse, HostTensor::Allocate(DType::kFloat32, rows, heads, 1));
+  TESSERA_ASSIGN_OR_RETURN(const HostTensor lse, HostTensor::Allocate(accumulator, rows, heads, 1));
   Clear(partial.view(), partial_lse.view());
 
   std::vector<Tile> tiles;
@@ -73,7 +75,7 @@ StatusOr<SampledResult> PlainRun(const Problem& problem, const ConstTensorView& 
                   .threads = threads};
   TESSERA_RETURN_IF_ERROR(kernel->Attend(args));
   FinishPartials(partial.view(), partial_lse.view(), {}, output.view(), lse.view(), threads);
-  return ToFloats(output.view(), lse.view());
+  return Widen(output.view(), lse.view());
 }
 
 // The sampled tokens that `rank` owns, in the order of its local rows, as indices into `tokens` and local rows.
@@ -151,22 +153,22 @@ StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem
                                       const std::vector<int64_t>& rows, const ConstTensorView& output,
                                       const ConstTensorView& lse) {
   const int64_t output_row = int64_t{problem.query_heads} * problem.v_width;
-  const int64_t row_floats = output_row + problem.query_heads;
+  const int64_t row_numbers = output_row + problem.query_heads;
   std::vector<int64_t> counts(comm.size()), displacements(comm.size());
   std::vector<size_t> order;  // sample of each gathered row
   for (int rank = 0; rank < comm.size(); ++rank) {
-    displacements[rank] = static_cast<int64_t>(order.size()) * row_floats * sizeof(float);
+    displacements[rank] = static_cast<int64_t>(order.size()) * row_numbers * sizeof(double);
     for (const OwnedSample& owned : OwnedSamples(layout, rank, rows)) order.push_back(owned.sample);
-    counts[rank] = static_cast<int64_t>(order.size()) * row_floats * sizeof(float) - displacements[rank];
+    counts[rank] = static_cast<int64_t>(order.size()) * row_numbers * sizeof(double) - displacements[rank];
   }
-  std::vector<float> mine;
+  std::vector<double> mine;
   for (const OwnedSample& owned : OwnedSamples(layout, comm.rank(), rows)) {
     const void* row = output.At(owned.local_row, 0);
-    for (int64_t i = 0; i < output_row; ++i) mine.push_back(LoadAsFloat(row, output.dtype, i));
-    const auto* row_lse = static_cast<const float*>(lse.At(owned.local_row, 0));
-    mine.insert(mine.end(), row_lse, row_lse + problem.query_heads);
+    for (int64_t i = 0; i < output_row; ++i) mine.push_back(LoadAsDouble(row, output.dtype, i));
+    const void* row_lse = lse.At(owned.local_row, 0);
+    for (int head = 0; head < problem.query_heads; ++head) mine.push_back(LoadAsDouble(row_lse, lse.dtype, head));
   }
-  std::vector<float> gathered(order.size() * row_floats);
+  std::vector<double> gathered(order.size() * row_numbers);
   TESSERA_ASSIGN_OR_RETURN(
       Request request, comm.AllGatherV(std::as_bytes(std::span(mine)), reinterpret_cast<std::byte*>(gathered.data()),
                                        counts, displacements));
@@ -176,7 +178,7 @@ StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem
   result.output.resize(rows.size() * output_row);
   result.lse.resize(rows.size() * problem.query_heads);
   for (size_t i = 0; i < order.size(); ++i) {
-    const float* row = gathered.data() + i * row_floats;
+    const double* row = gathered.data() + i * row_numbers;
     std::copy_n(row, output_row, result.output.begin() + order[i] * output_row);
     std::copy_n(row + output_row, problem.query_heads, result.lse.begin() + order[i] * problem.query_heads);
   }
@@ -191,27 +193,28 @@ Errors Compare(const Truth& truth, const SampledResult& result) {
     if (!(difference <= worst)) worst = std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
   };
   for (size_t i = 0; i < truth.output.size(); ++i) {
-    const double difference = std::abs(double{result.output[i]} - truth.output[i]);
+    const double difference = std::abs(result.output[i] - truth.output[i]);
     grow(errors.max_absolute, difference);
     squares += difference * difference;
     exact_squares += truth.output[i] * truth.output[i];
   }
   for (size_t i = 0; i < truth.lse.size(); ++i) {
     const double exact = truth.lse[i];
-    if (double{result.lse[i]} == exact) continue;  // -inf, a row that attends no key
-    grow(errors.lse_relative, std::abs(double{result.lse[i]} - exact) / std::max(1.0, std::abs(exact)));
+    if (result.lse[i] == exact) continue;  // -inf, a row that attends no key
+    grow(errors.lse_relative, std::abs(result.lse[i] - exact) / std::max(1.0, std::abs(exact)));
   }
   grow(errors.relative, exact_squares > 0 ? std::sqrt(squares / exact_squares) : std::sqrt(squares));
   return errors;
 }
 
 bool Acceptable(const Errors& errors, const Truth& truth, DType dtype) {
-  // Where the plain run happens to be exact, merging partials still rounds a few times in fp32, and one value may be
+  // Where the plain run happens to be exact, merging partials still rounds a few times, and one value may be
   // rounded to the other neighbour in its dtype.
-  constexpr double kFewRoundings = 4 * 0x1p-24;
-  return errors.relative <= std::max(2 * truth.plain.relative, kFewRoundings) &&
+  const double few_roundings = 4 * UnitRoundoff(AccumulatorType(dtype));
+  const double lse_tolerance = dtype == DType::kFloat64 ? 1e-13 : 1e-5;
+  return errors.relative <= std::max(2 * truth.plain.relative, few_roundings) &&
          errors.max_absolute <= 2 * truth.plain.max_absolute + UnitRoundoff(dtype) * truth.largest &&
-         errors.lse_relative <= kLseTolerance;
+         errors.lse_relative <= lse_tolerance;
 }
 
 }  // namespace tessera::launcher

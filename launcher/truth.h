@@ -34,10 +34,10 @@ std::vector<int64_t> SampleRows(int64_t tokens, int64_t count);
 StatusOr<Truth> ComputeTruth(const Problem& problem, const InputSource& input, std::vector<int64_t> rows,
                              const std::string& kernel, int threads);
 
-// Results of the sampled rows, converted to fp32.
+// Results of the sampled rows, widened.
 struct SampledResult {
-  std::vector<float> output;  // as Truth::output
-  std::vector<float> lse;
+  std::vector<double> output;  // as Truth::output
+  std::vector<double> lse;
 };
 
 // Collective. Brings the sampled rows of distributed results to every rank.
@@ -47,9 +47,9 @@ StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem
 
 Errors Compare(const Truth& truth, const SampledResult& result);
 
-// The relative error is at most twice that of the plain run (or 4 * 2^-24, when that is more: the plain run can be
-// exact by luck), the maximum error at most twice that of the plain run plus one rounding of the dtype at the largest
-// magnitude, and the LSE is within 1e-5.
+// The relative error is at most twice that of the plain run (or four roundings of the accumulators, when that is more:
+// the plain run can be exact by luck), the maximum error at most twice that of the plain run plus one rounding of the
+// dtype at the largest magnitude, and the LSE is within 1e-5 (1e-13 in fp64).
 bool Acceptable(const Errors& errors, const Truth& truth, DType dtype);
 
 }  // namespace tessera::launcher

@@ -22,7 +22,10 @@ double PairsOf(const BandIndex& mask, const StepBody& body) {
 }
 
 Shares::Shares(const PlanSpec& spec)
-    : spec_(spec), mask_(spec.problem.mask), element_bytes_(static_cast<int64_t>(SizeInBytes(spec.problem.dtype))) {
+    : spec_(spec),
+      mask_(spec.problem.mask),
+      element_bytes_(static_cast<int64_t>(SizeInBytes(spec.problem.dtype))),
+      accumulator_bytes_(static_cast<int64_t>(SizeInBytes(AccumulatorType(spec.problem.dtype)))) {
   const Problem& problem = spec.problem;
   for (int64_t h = 0; h < spec.mesh.head_ranks; ++h) {
     const int64_t begin = h * problem.query_heads / spec.mesh.head_ranks;

@@ -29,18 +29,19 @@ class Shares {
   // its result (the query gradient) and a partial of that.
   int64_t query_bytes() const {
     const int64_t query = spec_.problem.qk_width * element_bytes_;
-    return backward() ? query + spec_.problem.v_width * element_bytes_ + 2 * kFloatBytes : query;
+    return backward() ? query + spec_.problem.v_width * element_bytes_ + 2 * accumulator_bytes_ : query;
   }
   int64_t result_bytes() const {
-    return backward() ? spec_.problem.qk_width * element_bytes_ : spec_.problem.v_width * element_bytes_ + kFloatBytes;
+    return backward() ? spec_.problem.qk_width * element_bytes_
+                      : spec_.problem.v_width * element_bytes_ + accumulator_bytes_;
   }
   int64_t partial_bytes() const {
-    return (backward() ? spec_.problem.qk_width : spec_.problem.v_width + 1) * kFloatBytes;
+    return (backward() ? spec_.problem.qk_width : spec_.problem.v_width + 1) * accumulator_bytes_;
   }
   // Key side: key and value on the way to who attends them, and the partial gradients that come back.
   int64_t kv_bytes() const { return (spec_.problem.qk_width + spec_.problem.v_width) * element_bytes_; }
   int64_t kv_gradient_bytes() const {
-    return backward() ? (spec_.problem.qk_width + spec_.problem.v_width) * kFloatBytes : 0;
+    return backward() ? (spec_.problem.qk_width + spec_.problem.v_width) * accumulator_bytes_ : 0;
   }
 
   // Of sequence rank s: its query rows, the keys they attend, and how many of those other sequence ranks own.
@@ -54,13 +55,13 @@ class Shares {
   double AttendedPairs(int s) const;  // per head
 
  private:
-  static constexpr int64_t kFloatBytes = 4;
   bool backward() const { return spec_.pass == Pass::kBackward; }
   int64_t RowsIn(const Layout& layout, int s, const IntervalSet& tokens) const;
 
   const PlanSpec& spec_;
   BandIndex mask_;
   int64_t element_bytes_;
+  int64_t accumulator_bytes_;  // of partials, log-sum-exp, delta and gradients on their way
   std::vector<int64_t> query_heads_;
   std::vector<int64_t> kv_heads_;
 };

@@ -17,8 +17,9 @@
 
 namespace tessera {
 
-// What a slot holds. kPartial* are fp32 accumulators: (O, LSE) is the monoid element of docs/numerics.md, gradients are
-// plain sums. kResult, kResultLse and the k*Gradient without Partial are what the caller sees, rounded once.
+// What a slot holds. kPartial* are accumulators, fp32 (fp64 for fp64 problems): (O, LSE) is the monoid element of
+// docs/numerics.md, gradients are plain sums. kResult, kResultLse and the k*Gradient without Partial are what the
+// caller sees, rounded once.
 enum class SlotContent : uint8_t {
   kQuery,
   kKey,
@@ -29,7 +30,7 @@ enum class SlotContent : uint8_t {
   kResultLse,
   kStaging,
   kOutputGradient,
-  kDelta,  // sum over the width of output * output gradient, fp32: see kernels/attention_backward.h
+  kDelta,  // sum over the width of output * output gradient, an accumulator too: see kernels/attention_backward.h
   kPartialQueryGradient,
   kPartialKeyGradient,
   kPartialValueGradient,
@@ -152,9 +153,9 @@ struct DeltaStep {
   friend bool operator==(const DeltaStep&, const DeltaStep&) = default;
 };
 
-// Adds the gradients of query rows against key/value rows to three fp32 slots. The slots of output_gradient, lse, delta
-// and query_gradient have the rows of the query slot, those of key_gradient and value_gradient the rows of the key
-// slot.
+// Adds the gradients of query rows against key/value rows to three accumulator slots. The slots of output_gradient,
+// lse, delta and query_gradient have the rows of the query slot, those of key_gradient and value_gradient the rows of
+// the key slot.
 struct AttendBackwardStep {
   SlotId query = kNone;
   SlotId key = kNone;
@@ -185,7 +186,7 @@ struct AddStep {
   friend bool operator==(const AddStep&, const AddStep&) = default;
 };
 
-// Rounds an fp32 gradient slot (all rows and heads) to the caller's dtype.
+// Rounds an accumulated gradient slot (all rows and heads) to the caller's dtype.
 struct RoundStep {
   SlotId source = kNone;
   SlotId destination = kNone;

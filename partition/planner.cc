@@ -51,6 +51,7 @@ class RankPlanner {
   HeadExchange Keys() const { return {context_, rank_, head_group_, spec_.key_layout, true}; }
   IntervalSet AllQueryRows() const { return IntervalSet({0, shard_queries_}); }
   int element_bytes() const { return static_cast<int>(SizeInBytes(spec_.problem.dtype)); }
+  int accumulator_bytes() const { return static_cast<int>(SizeInBytes(AccumulatorType(spec_.problem.dtype))); }
 
   void AddExternalSlots() {
     const Problem& p = spec_.problem;
@@ -63,7 +64,7 @@ class RankPlanner {
     builder_.AddSlot({SlotContent::kKey, true, keys, kv, p.qk_width, e});
     builder_.AddSlot({SlotContent::kValue, true, keys, kv, p.v_width, e});
     builder_.AddSlot({SlotContent::kResult, true, queries, heads, p.v_width, e});
-    builder_.AddSlot({SlotContent::kResultLse, true, queries, heads, 1, 4});
+    builder_.AddSlot({SlotContent::kResultLse, true, queries, heads, 1, accumulator_bytes()});
     if (spec_.pass == Pass::kForward) return;
     builder_.AddSlot({SlotContent::kOutputGradient, true, queries, heads, p.v_width, e});
     builder_.AddSlot({SlotContent::kQueryGradient, true, queries, heads, p.qk_width, e});
@@ -128,7 +129,8 @@ class RankPlanner {
       if (exchanges_heads()) {
         result = builder_.AddSlot(
             {SlotContent::kResult, false, shard_queries_, shard_.query_heads, spec_.problem.v_width, element_bytes()});
-        lse = builder_.AddSlot({SlotContent::kResultLse, false, shard_queries_, shard_.query_heads, 1, 4});
+        lse = builder_.AddSlot(
+            {SlotContent::kResultLse, false, shard_queries_, shard_.query_heads, 1, accumulator_bytes()});
       }
       if (shard_queries_ > 0) builder_.Add(FinishStep{shard_.partials[0], shard_.partials[1], result, lse});
     }
@@ -138,7 +140,7 @@ class RankPlanner {
   }
 
   // Query gradients are complete on the shard. Key and value gradients are complete only at the owner, because head
-  // ranks may share a key/value head: they travel in fp32.
+  // ranks may share a key/value head: they travel unrounded.
   void ReturnGradients() {
     SlotId query_gradient = kQueryGradientSlot;
     if (!shard_.query_heads.empty()) {

@@ -3,10 +3,11 @@
 namespace tessera {
 namespace {
 
-constexpr int kFloatBytes = 4;
-
 int ElementBytes(const PlanSpec& spec) {
   return static_cast<int>(SizeInBytes(spec.problem.dtype));
+}
+int AccumulatorBytes(const PlanSpec& spec) {
+  return static_cast<int>(SizeInBytes(AccumulatorType(spec.problem.dtype)));
 }
 
 }  // namespace
@@ -16,8 +17,8 @@ std::vector<Slot> QuerySideSlots(const PlanSpec& spec, HeadRange heads, int64_t 
   std::vector<Slot> slots = {{SlotContent::kQuery, false, rows, heads, p.qk_width, ElementBytes(spec)}};
   if (spec.pass == Pass::kBackward) {
     slots.push_back({SlotContent::kOutputGradient, false, rows, heads, p.v_width, ElementBytes(spec)});
-    slots.push_back({SlotContent::kResultLse, false, rows, heads, 1, kFloatBytes});
-    slots.push_back({SlotContent::kDelta, false, rows, heads, 1, kFloatBytes});
+    slots.push_back({SlotContent::kResultLse, false, rows, heads, 1, AccumulatorBytes(spec)});
+    slots.push_back({SlotContent::kDelta, false, rows, heads, 1, AccumulatorBytes(spec)});
   }
   return slots;
 }
@@ -25,10 +26,10 @@ std::vector<Slot> QuerySideSlots(const PlanSpec& spec, HeadRange heads, int64_t 
 std::vector<Slot> PartialSlots(const PlanSpec& spec, HeadRange heads, int64_t rows) {
   const Problem& p = spec.problem;
   if (spec.pass == Pass::kBackward) {
-    return {{SlotContent::kPartialQueryGradient, false, rows, heads, p.qk_width, kFloatBytes}};
+    return {{SlotContent::kPartialQueryGradient, false, rows, heads, p.qk_width, AccumulatorBytes(spec)}};
   }
-  return {{SlotContent::kPartialOutput, false, rows, heads, p.v_width, kFloatBytes},
-          {SlotContent::kPartialLse, false, rows, heads, 1, kFloatBytes}};
+  return {{SlotContent::kPartialOutput, false, rows, heads, p.v_width, AccumulatorBytes(spec)},
+          {SlotContent::kPartialLse, false, rows, heads, 1, AccumulatorBytes(spec)}};
 }
 
 std::vector<Slot> KeyValueSlots(const PlanSpec& spec, HeadRange kv_heads, int64_t rows) {
@@ -37,8 +38,8 @@ std::vector<Slot> KeyValueSlots(const PlanSpec& spec, HeadRange kv_heads, int64_
 }
 
 std::vector<Slot> KeyValueGradientSlots(const PlanSpec& spec, HeadRange kv_heads, int64_t rows) {
-  return {{SlotContent::kPartialKeyGradient, false, rows, kv_heads, spec.problem.qk_width, kFloatBytes},
-          {SlotContent::kPartialValueGradient, false, rows, kv_heads, spec.problem.v_width, kFloatBytes}};
+  return {{SlotContent::kPartialKeyGradient, false, rows, kv_heads, spec.problem.qk_width, AccumulatorBytes(spec)},
+          {SlotContent::kPartialValueGradient, false, rows, kv_heads, spec.problem.v_width, AccumulatorBytes(spec)}};
 }
 
 std::vector<SlotId> AddSlots(const std::vector<Slot>& slots, ProgramBuilder& builder) {

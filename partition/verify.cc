@@ -149,7 +149,7 @@ int ElementBytesOf(const Problem& problem, SlotContent content) {
     case SlotContent::kPartialQueryGradient:
     case SlotContent::kPartialKeyGradient:
     case SlotContent::kPartialValueGradient:
-      return 4;
+      return static_cast<int>(SizeInBytes(AccumulatorType(problem.dtype)));
     case SlotContent::kStaging:
       return 1;
     default:

@@ -62,6 +62,7 @@ class CpuKernel final : public AttentionKernel {
     if ((hwy::SupportedTargets() & set_.highway_target) == 0) {
       return absl::StrCat("this processor has no ", hwy::TargetName(set_.highway_target));
     }
+    if (traits.dtype == DType::kFloat64) return "it computes in fp32, which fp64 tensors would lose digits to";
     for (int width : {traits.qk_width, traits.v_width}) {
       if (width < 1 || width > kMaxWidth) return absl::StrCat("head widths must lie in [1, ", kMaxWidth, "]");
     }

@@ -18,13 +18,15 @@ class RowSums {
   explicit RowSums(int width) : width_(width) {}
   void Add(int64_t row, double factor, const void* vector, DType dtype) {
     std::vector<double>& sum = rows_.try_emplace(row, width_).first->second;
-    for (int i = 0; i < width_; ++i) sum[i] += factor * static_cast<double>(LoadAsFloat(vector, dtype, i));
+    for (int i = 0; i < width_; ++i) sum[i] += factor * LoadAsDouble(vector, dtype, i);
   }
   const std::map<int64_t, std::vector<double>>& rows() const { return rows_; }
   void AddTo(const TensorView& gradient, int head) const {
     for (const auto& [row, sum] : rows_) {
-      float* const out = static_cast<float*>(gradient.At(row, head));
-      for (int i = 0; i < width_; ++i) out[i] = static_cast<float>(static_cast<double>(out[i]) + sum[i]);
+      void* const out = gradient.At(row, head);
+      for (int i = 0; i < width_; ++i) {
+        StoreFromDouble(out, gradient.dtype, i, LoadAsDouble(out, gradient.dtype, i) + sum[i]);
+      }
     }
   }
 
@@ -96,8 +98,8 @@ Status AttendBackward(const AttendBackwardArgs& args) {
                                tile.queries.token(i),
                                args.query.At(row, head),
                                args.output_gradient.At(row, head),
-                               *static_cast<const float*>(args.lse.At(row, head)),
-                               *static_cast<const float*>(args.delta.At(row, head)),
+                               LoadAsDouble(args.lse.At(row, head), args.lse.dtype, 0),
+                               LoadAsDouble(args.delta.At(row, head), args.delta.dtype, 0),
                                SlopeOf(args.score, head)};
           AddRow(query, args.key, args.value, kv_head, runs, args.score, &dq, &dk, &dv);
         }
@@ -138,8 +140,7 @@ StatusOr<Gradients> AttentionBackward(const ConstTensorView& query, const ConstT
         const void* const gradient = output_gradient.At(row, head);
         double delta = 0;
         for (int i = 0; i < value.width; ++i) {
-          delta += forward.output[pair * value.width + i] *
-                   static_cast<double>(LoadAsFloat(gradient, output_gradient.dtype, i));
+          delta += forward.output[pair * value.width + i] * LoadAsDouble(gradient, output_gradient.dtype, i);
         }
         const double lse = forward.lse[pair];
         if (!sinks.empty() && lse != kMinusInfinity) {

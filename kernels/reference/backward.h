@@ -5,7 +5,7 @@
 
 namespace tessera::reference {
 
-// Sums in fp64 over all tiles of the call, then adds to the fp32 gradients once.
+// Sums in fp64 over all tiles of the call, then adds to the gradients once.
 Status AttendBackward(const AttendBackwardArgs& args);
 
 }  // namespace tessera::reference

@@ -46,7 +46,7 @@ void RowAttention::Attend(const void* query, const ConstTensorView& key, const C
       const double p = std::exp(scores[next++] - max);
       sum += p;
       const void* const v = value.At(run.first_row + i, kv_head);
-      for (int j = 0; j < value.width; ++j) output[j] += p * static_cast<double>(LoadAsFloat(v, value.dtype, j));
+      for (int j = 0; j < value.width; ++j) output[j] += p * LoadAsDouble(v, value.dtype, j);
     }
   }
   for (double& o : output) o /= sum;
@@ -87,9 +87,10 @@ class ReferenceKernel final : public AttentionKernel {
 
  private:
   static void Fold(const RowAttention& row_attention, const AttendArgs& args, int64_t row, int head) {
-    float* const lse = static_cast<float*>(args.lse.At(row, head));
-    float* const out = static_cast<float*>(args.output.At(row, head));
-    const double old = *lse;
+    void* const lse = args.lse.At(row, head);
+    void* const out = args.output.At(row, head);
+    const DType dtype = args.output.dtype;
+    const double old = LoadAsDouble(lse, dtype, 0);
     const double seen = row_attention.lse;
     if (seen == kMinusInfinity) return;
     const bool first = old == kMinusInfinity;
@@ -98,9 +99,10 @@ class ReferenceKernel final : public AttentionKernel {
     const double old_share = first ? 0.0 : std::exp(old - total);
     const double seen_share = std::exp(seen - total);
     for (int i = 0; i < args.output.width; ++i) {
-      out[i] = static_cast<float>((first ? 0.0 : old_share * out[i]) + seen_share * row_attention.output[i]);
+      const double kept = first ? 0.0 : old_share * LoadAsDouble(out, dtype, i);
+      StoreFromDouble(out, dtype, i, kept + seen_share * row_attention.output[i]);
     }
-    *lse = static_cast<float>(total);
+    StoreFromDouble(lse, dtype, 0, total);
   }
 };
 

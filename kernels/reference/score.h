@@ -29,7 +29,7 @@ inline void AppendRuns(std::span<const Band> bands, int64_t q, int64_t first_row
 inline double Dot(const void* a, const void* b, DType dtype, int width) {
   double dot = 0;
   for (int i = 0; i < width; ++i) {
-    dot += static_cast<double>(LoadAsFloat(a, dtype, i)) * static_cast<double>(LoadAsFloat(b, dtype, i));
+    dot += LoadAsDouble(a, dtype, i) * LoadAsDouble(b, dtype, i);
   }
   return dot;
 }

@@ -9,22 +9,34 @@
 
 namespace tessera {
 
-enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16 };
+enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
-constexpr size_t SizeInBytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+constexpr size_t SizeInBytes(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32: return 4;
+    case DType::kBFloat16:
+    case DType::kFloat16: return 2;
+    case DType::kFloat64: return 8;
+  }
+  return 0;
+}
+
+// What partial results, log-sum-exp and gradient sums of tensors of `dtype` are kept in.
+constexpr DType AccumulatorType(DType dtype) { return dtype == DType::kFloat64 ? dtype : DType::kFloat32; }
 
 constexpr std::string_view Name(DType dtype) {
   switch (dtype) {
     case DType::kFloat32: return "fp32";
     case DType::kBFloat16: return "bf16";
     case DType::kFloat16: return "fp16";
+    case DType::kFloat64: return "fp64";
   }
   return "unknown";
 }
 
-// "fp32", "bf16" or "fp16"; nullopt for anything else.
+// "fp32", "bf16", "fp16" or "fp64"; nullopt for anything else.
 constexpr std::optional<DType> ParseDType(std::string_view name) {
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
     if (Name(dtype) == name) return dtype;
   }
   return std::nullopt;
@@ -62,12 +74,21 @@ inline float FloatFromFloat16(uint16_t value) {
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f));
 }
 
-// Reads or writes element `index` of an array of `dtype`.
+// Not inline: GCC 12 would warn of eight bytes where a caller keeps one element of another dtype in fewer.
+[[gnu::noinline]] inline double LoadFloat64(const void* data, int64_t index) {
+  return static_cast<const double*>(data)[index];
+}
+[[gnu::noinline]] inline void StoreFloat64(void* data, int64_t index, double value) {
+  static_cast<double*>(data)[index] = value;
+}
+
+// Reads or writes element `index` of an array of `dtype`; fp64 is rounded to fp32 on its way through a float.
 inline float LoadAsFloat(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
     case DType::kFloat32: return static_cast<const float*>(data)[index];
     case DType::kBFloat16: return FloatFromBFloat16(static_cast<const uint16_t*>(data)[index]);
     case DType::kFloat16: return FloatFromFloat16(static_cast<const uint16_t*>(data)[index]);
+    case DType::kFloat64: return static_cast<float>(LoadFloat64(data, index));
   }
   return 0.0f;
 }
@@ -76,6 +97,19 @@ inline void StoreFromFloat(void* data, DType dtype, int64_t index, float value) 
     case DType::kFloat32: static_cast<float*>(data)[index] = value; return;
     case DType::kBFloat16: static_cast<uint16_t*>(data)[index] = BFloat16FromFloat(value); return;
     case DType::kFloat16: static_cast<uint16_t*>(data)[index] = Float16FromFloat(value); return;
+    case DType::kFloat64: StoreFloat64(data, index, static_cast<double>(value)); return;
+  }
+}
+// The same for arithmetic in fp64; halves are rounded by way of fp32.
+inline double LoadAsDouble(const void* data, DType dtype, int64_t index) {
+  if (dtype == DType::kFloat64) return LoadFloat64(data, index);
+  return static_cast<double>(LoadAsFloat(data, dtype, index));
+}
+inline void StoreFromDouble(void* data, DType dtype, int64_t index, double value) {
+  if (dtype == DType::kFloat64) {
+    StoreFloat64(data, index, value);
+  } else {
+    StoreFromFloat(data, dtype, index, static_cast<float>(value));
   }
 }
 

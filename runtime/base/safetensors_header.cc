@@ -21,7 +21,7 @@ struct ElementType {
 };
 constexpr std::array kElementTypes = {
     ElementType{"F32", 4, DType::kFloat32},  ElementType{"BF16", 2, DType::kBFloat16},
-    ElementType{"F16", 2, DType::kFloat16},  ElementType{"F64", 8, std::nullopt},
+    ElementType{"F16", 2, DType::kFloat16},  ElementType{"F64", 8, DType::kFloat64},
     ElementType{"F8_E4M3", 1, std::nullopt}, ElementType{"F8_E5M2", 1, std::nullopt},
     ElementType{"I64", 8, std::nullopt},     ElementType{"I32", 4, std::nullopt},
     ElementType{"I16", 2, std::nullopt},     ElementType{"I8", 1, std::nullopt},

@@ -22,11 +22,9 @@ StatusOr<TensorView> ToView(const char* name, const tessera_tensor* tensor, bool
   const auto reject = [name](const char* field, int64_t value, const char* allowed) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": ", field, " is ", value, "; it must be ", allowed));
   };
-  if (tensor->dtype < TESSERA_FLOAT32 || tensor->dtype > TESSERA_FLOAT16) {
-    return reject("dtype", tensor->dtype, "a tessera_dtype (0 to 2)");
-  }
-  constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-  const DType dtype = kDTypes[tensor->dtype];
+  const std::optional<DType> known = ToDType(tensor->dtype);
+  if (!known.has_value()) return reject("dtype", tensor->dtype, "a tessera_dtype (0 to 3)");
+  const DType dtype = *known;
   const auto& [rows, heads, width] = tensor->shape;
   for (int axis = 0; axis < 3; ++axis) {
     const char* const fields[] = {"shape[0]", "shape[1]", "shape[2]"};

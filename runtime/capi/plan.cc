@@ -81,11 +81,9 @@ StatusOr<Problem> ToProblem(const tessera_problem& given) {
   problem.kv_heads = given.kv_heads;
   problem.qk_width = given.qk_width;
   problem.v_width = given.v_width;
-  if (given.dtype < TESSERA_FLOAT32 || given.dtype > TESSERA_FLOAT16) {
-    return RejectField("problem: dtype", given.dtype, "a tessera_dtype (0 to 2)");
-  }
-  constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-  problem.dtype = kDTypes[given.dtype];
+  const std::optional<DType> dtype = ToDType(given.dtype);
+  if (!dtype.has_value()) return RejectField("problem: dtype", given.dtype, "a tessera_dtype (0 to 3)");
+  problem.dtype = *dtype;
   problem.score = {given.scale, given.soft_cap, given.alibi != 0, given.sink != 0};
   TESSERA_RETURN_IF_ERROR(Validate(problem));  // lengths first: errors of a mask are about the mask
   tessera_mask mask = TESSERA_INIT(tessera_mask);

@@ -93,7 +93,12 @@ TESSERA_API const char* tessera_result_name(tessera_result result);
 
 /* ---- What is computed ---- */
 
-typedef enum tessera_dtype { TESSERA_FLOAT32 = 0, TESSERA_BFLOAT16 = 1, TESSERA_FLOAT16 = 2 } tessera_dtype;
+typedef enum tessera_dtype {
+  TESSERA_FLOAT32 = 0,
+  TESSERA_BFLOAT16 = 1,
+  TESSERA_FLOAT16 = 2,
+  TESSERA_FLOAT64 = 3 /* for checking gradients: served by the reference kernel only, slowly */
+} tessera_dtype;
 
 /* In a slice [q0,q1) x [k0,k1): causal keeps k - k1 <= q - q1 (aligned bottom right), inverse causal keeps
  * k - k0 >= q - q0 (aligned top left), bi-causal keeps both. */
@@ -276,8 +281,8 @@ typedef struct tessera_forward_args {
   const tessera_tensor* key;    /* [key rows, kv_heads, qk_width] */
   const tessera_tensor* value;  /* [key rows, kv_heads, v_width] */
   const tessera_tensor* output; /* [query rows, query_heads, v_width], written */
-  const tessera_tensor* lse;    /* [query rows, query_heads, 1] fp32, natural logarithm, written; -inf where a row
-                                   attends nothing */
+  const tessera_tensor* lse;    /* [query rows, query_heads, 1] fp32 (fp64 in an fp64 problem), natural logarithm,
+                                   written; -inf where a row attends nothing */
   const float* alibi_slopes;    /* [query_heads]; exactly when the problem has alibi, otherwise NULL */
   const float* sinks;           /* [query_heads]; exactly when the problem has a sink, otherwise NULL */
 } tessera_forward_args;

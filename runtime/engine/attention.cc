@@ -177,7 +177,7 @@ Status Attention::Forward(const ConstTensorView& query, const ConstTensorView& k
   TESSERA_RETURN_IF_ERROR(CheckTensor("key", key, slots[kKeySlot], problem.dtype));
   TESSERA_RETURN_IF_ERROR(CheckTensor("value", value, slots[kValueSlot], problem.dtype));
   TESSERA_RETURN_IF_ERROR(CheckTensor("output", output, slots[kResultSlot], problem.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("lse", lse, slots[kResultLseSlot], DType::kFloat32));
+  TESSERA_RETURN_IF_ERROR(CheckTensor("lse", lse, slots[kResultLseSlot], AccumulatorType(problem.dtype)));
   TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi, problem.query_heads));
   TESSERA_RETURN_IF_ERROR(CheckVector("sinks", vectors.sinks, problem.score.sink, problem.query_heads));
   stream.Submit([&state, query, key, value, output, lse, vectors]() -> Status {
@@ -218,7 +218,7 @@ Status Attention::Backward(const BackwardTensors& tensors, const HeadVectors& ve
   constexpr const char* names[] = {
       "query", "key", "value", "output", "lse", "output_gradient", "query_gradient", "key_gradient", "value_gradient"};
   for (const Binding& b : bindings) {
-    const DType dtype = b.slot == kResultLseSlot ? DType::kFloat32 : problem.dtype;
+    const DType dtype = b.slot == kResultLseSlot ? AccumulatorType(problem.dtype) : problem.dtype;
     TESSERA_RETURN_IF_ERROR(CheckTensor(names[b.slot], b.view, state.backward->program.slots[b.slot], dtype));
   }
   for (const Binding& b : bindings) {

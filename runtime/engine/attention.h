@@ -23,7 +23,8 @@ struct AttentionOptions {
   bool backward = false;  // also prepare Backward(): its plan, slots and communicators
 };
 
-// Per-head vectors, [query_heads] fp32 on the host; needed exactly when the problem's score options ask for them.
+// Per-head vectors, [query_heads] fp32 on the host whatever the problem's dtype; needed exactly when the problem's
+// score options ask for them.
 struct HeadVectors {
   std::span<const float> alibi_slopes;
   std::span<const float> sinks;
@@ -66,7 +67,7 @@ class Attention {
   //   query [local query rows, query_heads, qk_width], key [local key rows, kv_heads, qk_width],
   //   value [local key rows, kv_heads, v_width], in the problem's dtype, host, unit width stride;
   //   output [local query rows, query_heads, v_width] in the problem's dtype; lse [local query rows, query_heads, 1]
-  //   fp32.
+  //   fp32, or fp64 when the problem is.
   // InvalidArgument, before anything moves, names a tensor whose shape, dtype or memory space is wrong. Never
   // partially valid: after an error the outputs are undefined and the object only reports that first error.
   Status Forward(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
@@ -74,8 +75,8 @@ class Attention {
 
   // Collective and asynchronous like Forward; needs options.backward and an earlier Forward (FailedPrecondition
   // otherwise). Gradients are overwritten, not added to. InvalidArgument, before anything moves, names a tensor that is
-  // wrong or a gradient that overlaps another tensor. Key and value gradients are summed in fp32 in a fixed order and
-  // rounded once.
+  // wrong or a gradient that overlaps another tensor. Key and value gradients are summed in fp32 (fp64 problems: in
+  // fp64) in a fixed order and rounded once.
   Status Backward(const BackwardTensors& tensors, const HeadVectors& vectors, CpuStream& stream);
 
   const RankProgram& program() const;

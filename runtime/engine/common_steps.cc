@@ -12,9 +12,10 @@ namespace {
 void Run(const ClearStep& clear, const SlotTable& slots) {
   std::memset(slots.data(clear.partial_output) + clear.rows.begin * slots.RowBytes(clear.partial_output), 0,
               clear.rows.size() * slots.RowBytes(clear.partial_output));
-  const int64_t heads = slots.slot(clear.partial_lse).heads.size();
-  auto* lse = reinterpret_cast<float*>(slots.data(clear.partial_lse));
-  std::fill(lse + clear.rows.begin * heads, lse + clear.rows.end * heads, -std::numeric_limits<float>::infinity());
+  const TensorView lse = slots.View(clear.partial_lse);
+  for (int64_t i = clear.rows.begin * lse.heads; i < clear.rows.end * lse.heads; ++i) {
+    StoreFromFloat(lse.data, lse.dtype, i, -std::numeric_limits<float>::infinity());
+  }
 }
 
 void Run(const MergeStep& merge, const SlotTable& slots) {
@@ -29,22 +30,33 @@ void Run(const ZeroStep& zero, const SlotTable& slots) {
               zero.rows.size() * slots.RowBytes(zero.slot));
 }
 
-// Heads of the source begin somewhere among those of the destination. fp32.
-void Run(const AddStep& add, const SlotTable& slots) {
-  const TensorView source = slots.View(add.source), destination = slots.View(add.destination);
-  const int first_head = slots.slot(add.source).heads.begin - slots.slot(add.destination).heads.begin;
-  for (const MergeRows& rows : add.rows) {
-    for (int64_t row = 0; row < rows.count; ++row) {
-      const auto* from = static_cast<const float*>(source.At(rows.source_row + row, 0));
-      auto* to = static_cast<float*>(destination.At(rows.destination_row + row, first_head));
-      for (int64_t i = 0; i < int64_t{source.heads} * source.width; ++i) to[i] += from[i];
-    }
+template <typename Real>
+void AddRows(const TensorView& source, int64_t source_row, const TensorView& destination, int64_t destination_row,
+             int first_head, int64_t count) {
+  for (int64_t row = 0; row < count; ++row) {
+    const auto* from = static_cast<const Real*>(source.At(source_row + row, 0));
+    auto* to = static_cast<Real*>(destination.At(destination_row + row, first_head));
+    for (int64_t i = 0; i < int64_t{source.heads} * source.width; ++i) to[i] += from[i];
   }
 }
 
-// Rounds fp32 to the destination's dtype; equal shapes, dense.
+// Heads of the source begin somewhere among those of the destination.
+void Run(const AddStep& add, const SlotTable& slots) {
+  const TensorView source = slots.View(add.source), destination = slots.View(add.destination);
+  const int first_head = slots.slot(add.source).heads.begin - slots.slot(add.destination).heads.begin;
+  const auto add_rows = source.dtype == DType::kFloat64 ? AddRows<double> : AddRows<float>;
+  for (const MergeRows& rows : add.rows) {
+    add_rows(source, rows.source_row, destination, rows.destination_row, first_head, rows.count);
+  }
+}
+
+// Rounds accumulators to the destination's dtype; equal shapes, dense. Sums in fp64 are never rounded.
 void Run(const RoundStep& round, const SlotTable& slots) {
   const TensorView source = slots.View(round.source), destination = slots.View(round.destination);
+  if (source.dtype == DType::kFloat64) {
+    if (source.bytes() > 0) std::memcpy(destination.data, source.data, source.bytes());
+    return;
+  }
   const auto* from = static_cast<const float*>(source.data);
   for (int64_t i = 0; i < source.elements(); ++i) StoreFromFloat(destination.data, destination.dtype, i, from[i]);
 }

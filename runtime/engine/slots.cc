@@ -39,7 +39,8 @@ std::byte* SlotTable::RegionData(const Region& region) const {
 
 TensorView SlotTable::View(SlotId id) const {
   const Slot& slot = slots_[id];
-  const bool single = slot.element_bytes == 4;  // all slots but the caller's dtype are fp32
+  const bool single =
+      slot.element_bytes == 4;  // all slots but the caller's dtype (fp64: with its accumulators) are fp32
   return TensorView::Dense(data_[id], single ? DType::kFloat32 : dtype_, slot.rows, slot.heads.size(), slot.width);
 }
 

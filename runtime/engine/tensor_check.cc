@@ -3,18 +3,9 @@
 #include <cmath>
 #include <cstddef>
 
+#include "runtime/engine/overlap.h"
+
 namespace tessera {
-namespace {
-
-// First and one-past-last byte a view may touch.
-std::pair<const std::byte*, const std::byte*> Extent(const ConstTensorView& view) {
-  const auto* first = static_cast<const std::byte*>(view.data);
-  if (view.elements() == 0) return {first, first};
-  return {first,
-          static_cast<const std::byte*>(view.At(view.rows - 1, view.heads - 1)) + view.width * SizeInBytes(view.dtype)};
-}
-
-}  // namespace
 
 Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype) {
   const auto reject = [&](const char* field, const auto& value, const auto& expected) {
@@ -45,9 +36,7 @@ Status CheckVector(std::string_view name, std::span<const float> values, bool ne
 
 Status CheckDisjoint(std::string_view name, const ConstTensorView& written, std::string_view other_name,
                      const ConstTensorView& other) {
-  const auto [begin, end] = Extent(written);
-  const auto [other_begin, other_end] = Extent(other);
-  if (begin >= other_end || other_begin >= end) return absl::OkStatus();
+  if (!Overlap(written, other)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrFormat("%s overlaps %s in memory; it is written while %s is read and must be apart", std::string(name),
                       std::string(other_name), std::string(other_name)));

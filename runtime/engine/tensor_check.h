@@ -14,7 +14,8 @@ namespace tessera {
 Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype);
 // A per-head vector: `heads` numbers when `needed`, otherwise none.
 Status CheckVector(std::string_view name, std::span<const float> values, bool needed, int heads);
-// InvalidArgument when the memory of a tensor to be written meets that of another.
+// InvalidArgument when an element of a tensor to be written is one of another. Interleaved views, such as the gradients
+// of q, k and v in one packed buffer, share an address range and no element.
 Status CheckDisjoint(std::string_view name, const ConstTensorView& written, std::string_view other_name,
                      const ConstTensorView& other);
 

@@ -23,9 +23,9 @@ ScoreArgs ScoreOf(const Problem& p, const Tensors& tensors) {
 }  // namespace
 
 Result EmptyResult(const Problem& p) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  return {std::vector<float>(p.query_tokens * p.query_heads * p.v_width, nan),
-          std::vector<float>(p.query_tokens * p.query_heads, nan)};
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  return {std::vector<double>(p.query_tokens * p.query_heads * p.v_width, nan),
+          std::vector<double>(p.query_tokens * p.query_heads, nan)};
 }
 
 Status RunRank(Communicator& comm, const PlanSpec& spec, const Tensors& tensors, const AttentionOptions& options,
@@ -35,7 +35,7 @@ Status RunRank(Communicator& comm, const PlanSpec& spec, const Tensors& tensors,
   const int64_t query_rows = spec.query_layout.rows(rank);
   LocalInputs in(spec, rank, tensors);
   PoisonedTensor output(p.dtype, query_rows, p.query_heads, p.v_width);
-  PoisonedTensor lse(DType::kFloat32, query_rows, p.query_heads, 1);
+  PoisonedTensor lse(AccumulatorType(p.dtype), query_rows, p.query_heads, 1);
 
   TESSERA_ASSIGN_OR_RETURN(auto attention, Attention::Create(comm, spec, options));
   CpuStream stream;
@@ -89,7 +89,7 @@ Result Plain(const Problem& p, const Tensors& tensors) {
       }
       result.lse[q * p.query_heads + h] = sum > 0 ? most + std::log(sum) : -std::numeric_limits<float>::infinity();
       for (int d = 0; d < p.v_width; ++d) {
-        uint32_t storage = 0;
+        uint64_t storage = 0;
         StoreFromFloat(&storage, p.dtype, 0, sum > 0 ? output[d] / sum : 0.0f);
         result.output[(q * p.query_heads + h) * p.v_width + d] = LoadAsFloat(&storage, p.dtype, 0);
       }
@@ -107,9 +107,10 @@ std::string Judge(const Problem& p, const Tensors& tensors, const Result& result
   double largest = 0;
   for (double value : exact->output) largest = std::max(largest, std::abs(value));
   const double floor = RoundingOf(p.dtype) * largest;
-  const double rms_floor = RoundingOf(DType::kFloat32) * largest;
+  const double rms_floor = RoundingOf(AccumulatorType(p.dtype)) * largest;
+  const bool doubles = p.dtype == DType::kFloat64;
   const Error error = ErrorOf(result.output, exact->output);
-  const Error plain = ErrorOf(Plain(p, tensors).output, exact->output);
+  const Error plain = doubles ? Error{} : ErrorOf(Plain(p, tensors).output, exact->output);
   if (!(error.rms <= 2 * plain.rms + rms_floor) || !(error.max <= 2 * plain.max + floor)) {
     return absl::StrFormat("output error rms %.3g max %.3g, plain rms %.3g max %.3g, floor %.3g", error.rms, error.max,
                            plain.rms, plain.max, floor);
@@ -117,7 +118,7 @@ std::string Judge(const Problem& p, const Tensors& tensors, const Result& result
   for (size_t i = 0; i < result.lse.size(); ++i) {
     const double e = exact->lse[i];
     const double got = result.lse[i];
-    if (std::isinf(e) ? got != e : !(std::abs(got - e) <= 1e-5 * std::max(1.0, std::abs(e)))) {
+    if (std::isinf(e) ? got != e : !(std::abs(got - e) <= (doubles ? 1e-12 : 1e-5) * std::max(1.0, std::abs(e)))) {
       return absl::StrFormat("lse[%d] is %.9g, exactly %.9g", i, got, e);
     }
   }

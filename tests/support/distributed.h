@@ -11,10 +11,10 @@
 
 namespace tessera::testing {
 
-// A result over the whole sequence: output [Sq, H, Dv] in the problem's dtype widened to float, lse [Sq, H].
+// A result over the whole sequence: output [Sq, H, Dv] in the problem's dtype widened, lse [Sq, H].
 struct Result {
-  std::vector<float> output;
-  std::vector<float> lse;
+  std::vector<double> output;
+  std::vector<double> lse;
 };
 Result EmptyResult(const Problem& problem);  // filled with NaN: a row nobody wrote is seen
 
@@ -28,7 +28,7 @@ Result Plain(const Problem& problem, const Tensors& tensors);
 
 // Holds `result` against fp64: root mean square and maximum error of the output at most twice those of `Plain`, plus
 // one rounding of the dtype at the largest magnitude (a plain run of few elements can be exact by luck); lse within
-// 1e-5. Empty when it holds, otherwise what does not.
+// 1e-5. Problems in fp64: output and lse within 1e-12. Empty when it holds, otherwise what does not.
 std::string Judge(const Problem& problem, const Tensors& tensors, const Result& result);
 
 }  // namespace tessera::testing

@@ -32,7 +32,7 @@ struct RealGradients {
   void AddRow(const Problem& p, const Tensors& t, const OutputGradient& output_gradient, bool rounded, int64_t q,
               int h) {
     const auto at = [&](const std::vector<std::byte>& data, int64_t row, int heads, int head, int width, int d) {
-      return static_cast<Real>(LoadAsFloat(data.data(), p.dtype, (row * heads + head) * width + d));
+      return static_cast<Real>(LoadAsDouble(data.data(), p.dtype, (row * heads + head) * width + d));
     };
     const int kv = h / p.group();
     std::vector<int64_t> keys;
@@ -71,9 +71,9 @@ struct RealGradients {
     double delta_terms = 0;
     for (int d = 0; d < p.v_width; ++d) {
       if (rounded) {
-        uint32_t storage = 0;
-        StoreFromFloat(&storage, p.dtype, 0, static_cast<float>(output[d]));
-        output[d] = LoadAsFloat(&storage, p.dtype, 0);
+        uint64_t storage = 0;
+        StoreFromDouble(&storage, p.dtype, 0, static_cast<double>(output[d]));
+        output[d] = static_cast<Real>(LoadAsDouble(&storage, p.dtype, 0));
       }
       const Real term = output[d] * at(output_gradient, q, p.query_heads, h, p.v_width, d);
       delta += term;
@@ -114,12 +114,12 @@ struct RealGradients {
   }
 };
 
-std::vector<float> Rounded(const std::vector<float>& values, DType dtype) {
-  std::vector<float> rounded(values.size());
+std::vector<double> Rounded(const std::vector<float>& values, DType dtype) {
+  std::vector<double> rounded(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
-    uint32_t storage = 0;
+    uint64_t storage = 0;
     StoreFromFloat(&storage, dtype, 0, values[i]);
-    rounded[i] = LoadAsFloat(&storage, dtype, 0);
+    rounded[i] = LoadAsDouble(&storage, dtype, 0);
   }
   return rounded;
 }
@@ -130,17 +130,17 @@ OutputGradient RandomOutputGradient(const Problem& p, std::mt19937_64& generator
   std::normal_distribution<float> normal;
   OutputGradient data(p.query_tokens * p.query_heads * p.v_width * SizeInBytes(p.dtype));
   for (int64_t i = 0; i < p.query_tokens * p.query_heads * p.v_width; ++i) {
-    StoreFromFloat(data.data(), p.dtype, i, normal(generator));
+    StoreFromDouble(data.data(), p.dtype, i, Drawn(p.dtype, normal(generator)));
   }
   return data;
 }
 
 Gradients EmptyGradients(const Problem& p) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  return {std::vector<float>(p.query_tokens * p.query_heads * p.qk_width, nan),
-          std::vector<float>(p.key_tokens * p.kv_heads * p.qk_width, nan),
-          std::vector<float>(p.key_tokens * p.kv_heads * p.v_width, nan),
-          std::vector<float>(p.score.sink ? p.query_heads : 0, nan)};
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  return {std::vector<double>(p.query_tokens * p.query_heads * p.qk_width, nan),
+          std::vector<double>(p.key_tokens * p.kv_heads * p.qk_width, nan),
+          std::vector<double>(p.key_tokens * p.kv_heads * p.v_width, nan),
+          std::vector<double>(p.score.sink ? p.query_heads : 0, nan)};
 }
 
 Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& tensors,
@@ -151,7 +151,7 @@ Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& 
   const int64_t key_rows = spec.key_layout.rows(rank);
   LocalInputs in(spec, rank, tensors);
   PoisonedTensor output(p.dtype, query_rows, p.query_heads, p.v_width);
-  PoisonedTensor lse(DType::kFloat32, query_rows, p.query_heads, 1);
+  PoisonedTensor lse(AccumulatorType(p.dtype), query_rows, p.query_heads, 1);
   PoisonedTensor incoming(p.dtype, query_rows, p.query_heads, p.v_width);
   Gather(ConstTensorView::Dense(output_gradient.data(), p.dtype, p.query_tokens, p.query_heads, p.v_width),
          spec.query_layout, rank, incoming);
@@ -180,7 +180,7 @@ Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& 
   Scatter(query_gradient.view(), spec.query_layout, rank, gradients.query);
   Scatter(key_gradient.view(), spec.key_layout, rank, gradients.key);
   Scatter(value_gradient.view(), spec.key_layout, rank, gradients.value);
-  if (rank == 0) gradients.sink = sink_gradient;
+  if (rank == 0) gradients.sink.assign(sink_gradient.begin(), sink_gradient.end());
   return absl::OkStatus();
 }
 
@@ -189,12 +189,12 @@ GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const Out
   RealGradients<float> plain(p, tensors, output_gradient, true);
   const auto fill = [&](Yardstick& yardstick, std::vector<double>& values, const std::vector<double>& terms,
                         const std::vector<float>& plain_values, DType dtype) {
-    const Error error = ErrorOf(Rounded(plain_values, dtype), values);
+    const Error error = dtype == DType::kFloat64 ? Error{} : ErrorOf(Rounded(plain_values, dtype), values);
     double largest = 0;
     double largest_terms = 0;
     for (double v : values) largest = std::max(largest, std::abs(v));
     for (double v : terms) largest_terms = std::max(largest_terms, v);
-    const double floor = RoundingOf(dtype) * largest + RoundingOf(DType::kFloat32) * largest_terms;
+    const double floor = RoundingOf(dtype) * largest + RoundingOf(AccumulatorType(dtype)) * largest_terms;
     yardstick = {std::move(values), error.rms, error.max, floor};
   };
   fill(query_, exact.query, exact.terms.query, plain.query, p.dtype);
@@ -205,7 +205,7 @@ GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const Out
 
 std::string GradientJudge::Judge(const Gradients& gradients) const {
   std::string verdict;
-  const auto judge = [&](const char* name, const Yardstick& yardstick, const std::vector<float>& values) {
+  const auto judge = [&](const char* name, const Yardstick& yardstick, const std::vector<double>& values) {
     const Error error = ErrorOf(values, yardstick.exact);
     if (error.rms <= 2 * yardstick.rms + yardstick.floor / 4 && error.max <= 2 * yardstick.max + yardstick.floor)
       return;

@@ -11,9 +11,9 @@ namespace tessera::testing {
 using OutputGradient = std::vector<std::byte>;  // [Sq, H, Dv] in the problem's dtype
 OutputGradient RandomOutputGradient(const Problem& problem, std::mt19937_64& generator);
 
-// Gradients over the whole sequences, in the problem's dtype widened to float.
+// Gradients over the whole sequences, in the problem's dtype widened.
 struct Gradients {
-  std::vector<float> query, key, value, sink;
+  std::vector<double> query, key, value, sink;
 };
 Gradients EmptyGradients(const Problem& problem);  // filled with NaN: a row nobody wrote is seen
 
@@ -29,7 +29,8 @@ class GradientJudge {
   GradientJudge(const Problem& problem, const Tensors& tensors, const OutputGradient& output_gradient);
   // Each gradient by itself: root mean square and maximum error at most twice the plain one's, plus one rounding of the
   // dtype at the largest magnitude and two fp32 roundings at the largest sum of absolute terms (terms cancel, and a
-  // plain run of few elements can be exact by luck). Empty when all hold.
+  // plain run of few elements can be exact by luck). Problems in fp64: 1e-12 of those magnitudes, but the sink's
+  // gradient is fp32. Empty when all hold.
   std::string Judge(const Gradients& gradients) const;
 
  private:

@@ -41,13 +41,13 @@ inline void Gather(const ConstTensorView& whole, const Layout& layout, int rank,
   }
 }
 
-// The converse, widened to float.
-inline void Scatter(const TensorView& local, const Layout& layout, int rank, std::vector<float>& whole) {
+// The converse, widened.
+inline void Scatter(const TensorView& local, const Layout& layout, int rank, std::vector<double>& whole) {
   const int64_t row_elements = int64_t{local.heads} * local.width;
   for (int64_t row = 0; row < local.rows; ++row) {
     const auto token = static_cast<int64_t>(layout.ToGlobal(rank, LocalToken{row}));
     for (int64_t i = 0; i < row_elements; ++i) {
-      whole[token * row_elements + i] = LoadAsFloat(local.data, local.dtype, row * row_elements + i);
+      whole[token * row_elements + i] = LoadAsDouble(local.data, local.dtype, row * row_elements + i);
     }
   }
 }
@@ -68,7 +68,7 @@ struct Error {
   double rms = 0;
   double max = 0;
 };
-inline Error ErrorOf(const std::vector<float>& values, const std::vector<double>& exact) {
+inline Error ErrorOf(const std::vector<double>& values, const std::vector<double>& exact) {
   Error error;
   for (size_t i = 0; i < values.size(); ++i) {
     const double e = std::abs(values[i] - exact[i]);
@@ -80,8 +80,9 @@ inline Error ErrorOf(const std::vector<float>& values, const std::vector<double>
   return error;
 }
 
-// One rounding to the dtype, relative; for fp32 the few roundings any order of summation makes.
+// One rounding to the dtype, relative; for fp32 and fp64 the roundings that any order of summation makes.
 inline double RoundingOf(DType dtype) {
+  if (dtype == DType::kFloat64) return 1e-12;
   return dtype == DType::kFloat32 ? 0x1p-22 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
 

@@ -103,7 +103,9 @@ Tensors RandomTensors(const Problem& problem, std::mt19937_64& generator) {
   std::normal_distribution<float> normal;
   const auto fill = [&](int64_t rows, int heads, int width) {
     std::vector<std::byte> data(rows * heads * width * SizeInBytes(problem.dtype));
-    for (int64_t i = 0; i < rows * heads * width; ++i) StoreFromFloat(data.data(), problem.dtype, i, normal(generator));
+    for (int64_t i = 0; i < rows * heads * width; ++i)
+      StoreFromDouble(data.data(), problem.dtype, i, Drawn(problem.dtype, normal(generator)));
+
     return data;
   };
   Tensors tensors;

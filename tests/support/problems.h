@@ -27,6 +27,11 @@ std::mt19937_64 GeneratorFor(std::string_view name);
 // every mask family, score options. `most_tokens` bounds the lengths.
 Problem RandomProblem(std::mt19937_64& generator, int64_t most_tokens);
 
+// A drawn number with all the digits of its dtype, so that an fp64 problem does not survive a trip through fp32.
+inline double Drawn(DType dtype, float normal) {
+  return dtype == DType::kFloat64 ? static_cast<double>(normal) * (1 + 0x1p-30) : static_cast<double>(normal);
+}
+
 // Whole tensors of a problem, standard normal, in its dtype.
 struct Tensors {
   std::vector<std::byte> query, key, value;

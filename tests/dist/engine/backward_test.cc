@@ -69,8 +69,8 @@ TEST(Backward, RepeatsBitwiseWhateverTheOrderOfArrival) {
     delays.longest_delay = std::chrono::microseconds(300);
     ASSERT_TRUE(RunAll(*spec, tensors, output_gradient, first).ok());
     ASSERT_TRUE(RunAll(*spec, tensors, output_gradient, second, delays).ok());
-    const auto equal = [](const std::vector<float>& a, const std::vector<float>& b) {
-      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    const auto equal = [](const std::vector<double>& a, const std::vector<double>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
     };
     EXPECT_TRUE(equal(first.query, second.query)) << strategy;
     EXPECT_TRUE(equal(first.key, second.key)) << strategy;
@@ -123,6 +123,79 @@ TEST(BackwardBadInput, NamesTheArgument) {
     return stream.Synchronize();
   });
   EXPECT_TRUE(status.ok()) << status;
+}
+
+// Inputs and gradients as frameworks pack them: [rows, heads, q | k | v] in one buffer each, every other row of which
+// belongs to someone else.
+TEST(Backward, TakesInterleavedViewsOfOneBufferAndRefusesThoseThatMeet) {
+  constexpr int kWidth = 8, kHeads = 2, kPacked = kHeads * 3 * kWidth;
+  Problem problem;
+  problem.query_tokens = problem.key_tokens = 33;
+  problem.query_heads = problem.kv_heads = kHeads;
+  problem.qk_width = problem.v_width = kWidth;
+  problem.dtype = DType::kFloat32;
+  problem.mask = Mask::Causal(33, 33).value();
+  auto generator = GeneratorFor("engine/backward/packed");
+  const testing::Tensors tensors = testing::RandomTensors(problem, generator);
+  const testing::OutputGradient output_gradient = testing::RandomOutputGradient(problem, generator);
+  const testing::GradientJudge judge(problem, tensors, output_gradient);
+  const auto spec = MakePlanSpec(problem, {.strategy = "zigzag", .ranks = 2});
+  testing::Gradients gradients = testing::EmptyGradients(problem);
+  const Status status = RunRanks(2, {}, [&](Communicator& comm) -> Status {
+    const int64_t rows = spec->query_layout.rows(comm.rank());
+    std::vector<float> inputs(2 * rows * kPacked, 7.0f), outputs = inputs, results = inputs, lse(rows * kHeads);
+    const auto part = [&](std::vector<float>& buffer, int which) {
+      TensorView view = TensorView::Dense(buffer.data() + which * kWidth, DType::kFloat32, rows, kHeads, kWidth);
+      view.head_stride = 3 * kWidth;
+      view.row_stride = 2 * kPacked;
+      return view;
+    };
+    const auto fill = [&](const TensorView& to, const std::byte* from) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto token = static_cast<int64_t>(spec->query_layout.ToGlobal(comm.rank(), LocalToken{row}));
+        for (int head = 0; head < kHeads; ++head) {
+          std::memcpy(to.At(row, head), from + (token * kHeads + head) * kWidth * sizeof(float),
+                      kWidth * sizeof(float));
+        }
+      }
+    };
+    fill(part(inputs, 0), tensors.query.data());
+    fill(part(inputs, 1), tensors.key.data());
+    fill(part(inputs, 2), tensors.value.data());
+    fill(part(results, 1), output_gradient.data());
+    TESSERA_ASSIGN_OR_RETURN(auto attention, Attention::Create(comm, *spec, WithBackward()));
+    CpuStream stream;
+    const auto lse_view = TensorView::Dense(lse.data(), DType::kFloat32, rows, kHeads, 1);
+    TESSERA_RETURN_IF_ERROR(
+        attention->Forward(part(inputs, 0), part(inputs, 1), part(inputs, 2), part(results, 0), lse_view, {}, stream));
+    TESSERA_RETURN_IF_ERROR(stream.Synchronize());
+    BackwardTensors backward{part(inputs, 0),  part(inputs, 1),  part(inputs, 2),  part(results, 0), lse_view,
+                             part(results, 1), part(outputs, 0), part(outputs, 1), part(outputs, 2), {}};
+    TESSERA_RETURN_IF_ERROR(attention->Backward(backward, {}, stream));
+    TESSERA_RETURN_IF_ERROR(stream.Synchronize());
+    const auto take = [&](const TensorView& from, std::vector<double>& to) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const auto token = static_cast<int64_t>(spec->query_layout.ToGlobal(comm.rank(), LocalToken{row}));
+        for (int i = 0; i < kHeads * kWidth; ++i) {
+          to[token * kHeads * kWidth + i] = LoadAsDouble(from.At(row, i / kWidth), from.dtype, i % kWidth);
+        }
+      }
+    };
+    take(backward.query_gradient, gradients.query);
+    take(backward.key_gradient, gradients.key);
+    take(backward.value_gradient, gradients.value);
+    for (int64_t row = 0; row < rows; ++row) {
+      EXPECT_EQ(outputs[(2 * row + 1) * kPacked], 7.0f) << "a row of someone else was written";
+    }
+    // One element too far to the left: the key's gradient ends where the value's begins.
+    backward.value_gradient.data = static_cast<float*>(backward.value_gradient.data) - 1;
+    EXPECT_EQ(attention->Backward(backward, {}, stream).message(),
+              "key_gradient overlaps value_gradient in memory; it is written while value_gradient is read and must be "
+              "apart");
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(judge.Judge(gradients), "");
 }
 
 }  // namespace

@@ -69,9 +69,9 @@ TEST(Execution, RepeatsBitwise) {
     delays.longest_delay = std::chrono::microseconds(300);
     ASSERT_TRUE(RunAll(*spec, tensors, first).ok());
     ASSERT_TRUE(RunAll(*spec, tensors, second, delays).ok());
-    EXPECT_EQ(std::memcmp(first.output.data(), second.output.data(), first.output.size() * sizeof(float)), 0)
+    EXPECT_EQ(std::memcmp(first.output.data(), second.output.data(), first.output.size() * sizeof(double)), 0)
         << strategy;
-    EXPECT_EQ(std::memcmp(first.lse.data(), second.lse.data(), first.lse.size() * sizeof(float)), 0) << strategy;
+    EXPECT_EQ(std::memcmp(first.lse.data(), second.lse.data(), first.lse.size() * sizeof(double)), 0) << strategy;
   }
 }
 

@@ -10,11 +10,14 @@ namespace tessera {
 namespace {
 
 // NaN marks rows of other ranks; every element is owned by exactly one rank, so a sum over zeros elsewhere gathers it.
-Status GatherEverywhere(Communicator& comm, std::vector<float>& values, const std::vector<bool>& mine) {
-  std::vector<float> send(values.size());
-  for (size_t i = 0; i < values.size(); ++i) send[i] = mine[i] ? values[i] : 0.0f;
-  TESSERA_ASSIGN_OR_RETURN(Request request, comm.AllReduceSum(send, values));
-  return Wait(comm, request, "gathering the result");
+// These problems are not in fp64, so every value is a float.
+Status GatherEverywhere(Communicator& comm, std::vector<double>& values, const std::vector<bool>& mine) {
+  std::vector<float> send(values.size()), sum(values.size());
+  for (size_t i = 0; i < values.size(); ++i) send[i] = mine[i] ? static_cast<float>(values[i]) : 0.0f;
+  TESSERA_ASSIGN_OR_RETURN(Request request, comm.AllReduceSum(send, sum));
+  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "gathering the result"));
+  values.assign(sum.begin(), sum.end());
+  return absl::OkStatus();
 }
 
 TEST(Mpi, EveryStrategyMatchesFp64AndCountsItsBytes) {

@@ -66,7 +66,7 @@ TEST(CounterRandomTest, HalfTypesAreTheRoundedFloats) {
     const std::vector<Segment> segments = {{0, 16, 1}};
     FillNormal(3, 1, segments, TensorView::Dense(bits.data(), dtype, 16, 2, 5));
     for (size_t i = 0; i < exact.size(); ++i) {
-      uint16_t expected[2] = {};  // room for the fp32 branch, which the compiler cannot rule out
+      uint16_t expected[4] = {};  // room for the widest branch, which the compiler cannot rule out
       StoreFromFloat(expected, dtype, 0, exact[i]);
       EXPECT_EQ(bits[i], expected[0]);
     }
