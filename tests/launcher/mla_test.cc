@@ -135,9 +135,9 @@ TEST_F(MlaTest, EveryTransformKeepsTheModel) {
   for (const auto& [name, flags] : cases) {
     const Outcome outcome = Convert("--force --transform " + flags);
     ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
-    // The weights are rounded to bf16 once more: 2^-9 each, somewhat more in the logits.
+    // The weights are rounded to bf16 once more: up to 2^-9 each, and their errors average out.
     const double error = RelativeError(Logits(Path("out"), kTokens), expected);
-    EXPECT_LE(error, 0.02) << flags;
+    EXPECT_LE(error, 2e-3) << flags;
     EXPECT_GT(error, 1e-6) << flags << " changed nothing";
     const auto converted = SafetensorsFile::Open(Path("out/model.safetensors"));
     ASSERT_TRUE(converted.ok()) << converted.status();
