@@ -203,9 +203,14 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
 void AddBenchCommand(CLI::App& app, Selection& selection) {
   CLI::App* bench = app.add_subcommand("bench", "measurements, each checked for correctness");
   bench->require_subcommand(1);
-  AddBenchKernelCommand(*bench, selection);
+  AddScalingBench(*bench, selection);
+  AddDecodeBench(*bench, selection);
+  AddKernelBench(*bench, selection);
+}
+
+void AddScalingBench(CLI::App& bench, Selection& selection) {
   const auto flags = std::make_shared<Flags>();
-  CLI::App* command = bench->add_subcommand("scaling", "one problem on 1, 2, 4, ... P ranks of this job");
+  CLI::App* command = bench.add_subcommand("scaling", "one problem on 1, 2, 4, ... P ranks of this job");
   AddShapeFlags(*command, flags->problem);
   AddMaskFlags(*command, flags->problem);
   AddStrategyFlag(*command, flags->execution);

@@ -266,7 +266,7 @@ StatusOr<bool> BenchKernel(const Flags& flags) {
 
 }  // namespace
 
-void AddBenchKernelCommand(CLI::App& bench, Selection& selection) {
+void AddKernelBench(CLI::App& bench, Selection& selection) {
   const auto flags = std::make_shared<Flags>();
   CLI::App* command = bench.add_subcommand("kernel", "decode kernels of this process against this machine's limits");
   command->add_option("--problem", flags->problems, "HEADS/KV_HEADS/QK_WIDTH/V_WIDTH[/latent], several by commas")

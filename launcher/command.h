@@ -37,10 +37,16 @@ struct Selection {
 // One per file. Each adds a subcommand whose callback fills `selection`.
 void AddAttendCommand(CLI::App& app, Selection& selection);
 void AddBenchCommand(CLI::App& app, Selection& selection);
-void AddBenchKernelCommand(CLI::App& bench, Selection& selection);  // of `bench`
 void AddPlanCommand(CLI::App& app, Selection& selection);
 void AddBalanceCommand(CLI::App& app, Selection& selection);
 void AddDoctorCommand(CLI::App& app, Selection& selection);
 void AddMlaCommand(CLI::App& app, Selection& selection);
+void AddScoreCommand(CLI::App& app, Selection& selection);
+void AddGenerateCommand(CLI::App& app, Selection& selection);
+
+// Measurements, each a subcommand of `bench`.
+void AddScalingBench(CLI::App& bench, Selection& selection);
+void AddDecodeBench(CLI::App& bench, Selection& selection);
+void AddKernelBench(CLI::App& bench, Selection& selection);
 
 }  // namespace tessera::launcher

@@ -34,6 +34,8 @@ Parsed ParseCommandLine(int argc, char** argv) {
   AddBenchCommand(app, parsed.selection);
   AddPlanCommand(app, parsed.selection);
   AddBalanceCommand(app, parsed.selection);
+  AddScoreCommand(app, parsed.selection);
+  AddGenerateCommand(app, parsed.selection);
   AddDoctorCommand(app, parsed.selection);
   AddMlaCommand(app, parsed.selection);
   try {

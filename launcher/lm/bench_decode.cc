@@ -1,0 +1,301 @@
+// tessera bench decode: one decode step of one attention layer, by every method, in one run.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "absl/cleanup/cleanup.h"
+#include "launcher/agreement.h"
+#include "launcher/build_info.h"
+#include "launcher/command.h"
+#include "launcher/host.h"
+#include "launcher/lm/decode_subject.h"
+#include "launcher/lm/method.h"
+#include "launcher/output_file.h"
+#include "launcher/problem_flags.h"
+#include "launcher/progress.h"
+#include "launcher/table.h"
+
+namespace tessera::launcher {
+namespace {
+
+struct Flags {
+  std::string model = "deepseek-v2-lite";
+  int64_t context = 32768;
+  int64_t batch = 1;
+  int64_t query_tokens = 1;
+  std::string dtype = "bf16";
+  int repeats = 5;
+  bool verify = true;
+  uint64_t seed = 1;
+  std::string json;
+  MethodFlags methods{"all"};
+  ExecutionFlags execution;
+};
+
+// One row: the median step, by its slowest rank; and what caches hold.
+struct Row {
+  std::string method;
+  int ranks = 1;
+  bool approximate = false;
+  std::string kernel;
+  DecodeCost slowest;                                       // of the median step
+  int64_t bytes_received = 0;                               // all ranks
+  double attention_flops = 0;                               // all ranks
+  double read_bytes_per_second = 0;                         // of the slowest rank while it attends
+  std::vector<int64_t> cache_bytes_per_token, cache_bytes;  // per rank
+  std::optional<double> error;
+  bool accurate = true;
+};
+
+double RelativeError(const std::vector<float>& result, const std::vector<double>& truth) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < truth.size(); ++i) {
+    difference += (result[i] - truth[i]) * (result[i] - truth[i]);
+    norm += truth[i] * truth[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// Collective.
+StatusOr<Row> Measure(Communicator& comm, const DecodeLoad& load, const Method& method, const RandomMlaWeights* weights,
+                      const std::vector<double>& truth, int repeats) {
+  StatusOr<std::unique_ptr<DecodeSubject>> subject = MakeDecodeSubject(comm, load, method, weights);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, subject.status(), "preparing " + method.ToString()));
+  std::vector<std::vector<DecodeCost>> steps;
+  for (int i = 0; i <= repeats; ++i) {
+    StatusOr<DecodeCost> cost = (*subject)->Step();
+    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, cost.status(), "decoding by " + method.ToString()));
+    TESSERA_ASSIGN_OR_RETURN(std::vector<DecodeCost> all, AllGatherValue(comm, *cost, "collecting times"));
+    if (i > 0) steps.push_back(std::move(all));  // the first step warms caches up
+  }
+  const auto slowest = [](const std::vector<DecodeCost>& ranks) {
+    return *std::ranges::max_element(ranks, {}, &DecodeCost::seconds);
+  };
+  std::ranges::sort(steps, {}, [&](const auto& ranks) { return slowest(ranks).seconds; });
+  const std::vector<DecodeCost>& median = steps[steps.size() / 2];
+  Row row;
+  row.method = method.ToString();
+  row.ranks = comm.size();
+  row.approximate = !method.exact && method.method == DecodeMethod::kTpla && method.groups > 1;
+  row.kernel = (*subject)->kernel_name();
+  row.slowest = slowest(median);
+  for (const DecodeCost& cost : median) {
+    row.bytes_received += cost.bytes_received;
+    row.attention_flops += cost.attention_flops;
+  }
+  row.read_bytes_per_second =
+      static_cast<double>(row.slowest.cache_bytes_read) / std::max(row.slowest.attention_seconds, 1e-9);
+  TESSERA_ASSIGN_OR_RETURN(row.cache_bytes_per_token,
+                           AllGatherValue(comm, (*subject)->cache_bytes_per_token(), "comparing caches"));
+  TESSERA_ASSIGN_OR_RETURN(row.cache_bytes, AllGatherValue(comm, (*subject)->cache_bytes(), "comparing caches"));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<float> result, (*subject)->Result());
+  if (!truth.empty()) row.error = RelativeError(result, truth);
+  return row;
+}
+
+class Report {
+ public:
+  explicit Report(const DecodeLoad& load) : load_(load) {}
+
+  void Add(const Row& row) {
+    if (row.method == "head" && row.ranks > 1) head_seconds_ = row.slowest.seconds;
+    const DecodeCost& cost = row.slowest;
+    const bool mla = load_.shape.is_mla();
+    table_.Add({row.method, absl::StrCat(row.ranks), FormatSeconds(cost.seconds),
+                absl::StrFormat("%.1f", static_cast<double>(load_.rows()) / cost.seconds),
+                head_seconds_ > 0 && row.ranks > 1 ? absl::StrFormat("%.2fx", head_seconds_ / cost.seconds) : "-",
+                FormatSeconds(cost.attention_seconds), mla ? FormatSeconds(cost.projection_seconds) : "-",
+                mla ? FormatSeconds(cost.all_reduce_seconds) : "-",
+                absl::StrCat(*std::ranges::max_element(row.cache_bytes_per_token)),
+                FormatBytes(static_cast<double>(*std::ranges::max_element(row.cache_bytes))),
+                absl::StrCat(row.bytes_received), absl::StrFormat("%.1f", row.read_bytes_per_second * 1e-9),
+                absl::StrFormat("%.3f", row.attention_flops / cost.attention_seconds * 1e-12),
+                row.error ? FormatError(*row.error) : "-", Check(row)});
+    records_ += ToJson(row).dump() + "\n";
+  }
+  void AddRefusal(const std::string& method, const Status& why) {
+    table_.Add({method, "refused: " + std::string(why.message())});
+  }
+  void Print() const {
+    if (!table_.empty()) std::fputs(table_.ToString().c_str(), stdout);
+    std::fflush(stdout);
+  }
+  const std::string& records() const { return records_; }
+
+ private:
+  static std::string Check(const Row& row) {
+    if (!row.error) return "not verified";
+    if (row.approximate) return "approximate";
+    return row.accurate ? "ok" : "WRONG";
+  }
+  nlohmann::ordered_json ToJson(const Row& row) const {
+    return {{"schema", "tessera-decode-1"},
+            {"revision", kRevision},
+            {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
+            {"model", load_.shape.name},
+            {"context", load_.context_tokens},
+            {"batch", load_.batch},
+            {"query_tokens", load_.query_tokens},
+            {"dtype", std::string(Name(load_.dtype))},
+            {"method", row.method},
+            {"ranks", row.ranks},
+            {"threads_per_rank", load_.threads},
+            {"implementation", row.kernel},
+            {"seconds", row.slowest.seconds},
+            {"attention_seconds", row.slowest.attention_seconds},
+            {"projection_seconds", row.slowest.projection_seconds},
+            {"all_reduce_seconds", row.slowest.all_reduce_seconds},
+            {"attention_flops", row.attention_flops},
+            {"cache_bytes_per_token_layer", row.cache_bytes_per_token},
+            {"cache_bytes", row.cache_bytes},
+            {"bytes_received", row.bytes_received},
+            {"error", row.error ? nlohmann::ordered_json(*row.error) : nlohmann::ordered_json()},
+            {"approximate", row.approximate},
+            {"ok", row.accurate}};
+  }
+
+  const DecodeLoad& load_;
+  double head_seconds_ = 0;
+  Table table_{{"method", "ranks", "step", "tokens/s", "vs head", "attention", "projections", "all-reduce",
+                "cache B/token/layer", "cache per rank", "bytes moved", "GB/s", "TFLOP/s", "rel error", "check"}};
+  std::string records_;
+};
+
+StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, int ranks) {
+  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods, ResolveMethods(flags.methods, ranks));
+  std::erase_if(methods, [](const Method& method) { return method.exact; });
+  return methods;
+}
+
+StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
+  Communicator& world = *context.world;
+  Progress progress(context.root());
+  const StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, shape.status(), "checking --model"));
+  const StatusOr<std::vector<Method>> methods = MethodsOf(flags, world.size());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "checking --method"));
+  Status writable;
+  if (context.root() && !flags.json.empty()) writable = SafetensorsWriter::CheckWritable(flags.json);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, writable, "checking the record file"));
+  DecodeLoad load;
+  load.shape = *shape;
+  load.context_tokens = flags.context;
+  load.batch = flags.batch;
+  load.query_tokens = flags.query_tokens;
+  load.dtype = *ParseDType(flags.dtype);
+  load.seed = flags.seed;
+  load.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
+  load.threads = flags.execution.threads > 0       ? flags.execution.threads
+                 : context.environment.threads > 0 ? context.environment.threads
+                                                   : DefaultThreads(context.place.local_ranks);
+  progress.Say("making weights");
+  std::optional<RandomMlaWeights> weights;
+  if (shape->is_mla()) weights.emplace(shape->mla(), flags.seed);
+  const RandomMlaWeights* weights_or_null = weights ? &*weights : nullptr;
+
+  std::vector<double> truth;
+  Status status;
+  if (context.root() && flags.verify) {
+    progress.Say("computing the first sequence in fp64");
+    StatusOr<std::vector<double>> computed = DecodeTruth(load, weights_or_null);
+    status = computed.status();
+    if (computed.ok()) truth = *std::move(computed);
+  }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "computing the first sequence in fp64"));
+  if (context.root()) {
+    std::printf("%s, one layer, context %ld, batch %ld, %ld query tokens, %s, %d ranks of %d threads, median of %d\n",
+                flags.model.c_str(), load.context_tokens, load.batch, load.query_tokens, flags.dtype.c_str(),
+                world.size(), load.threads, flags.repeats);
+  }
+  Report report(load);
+  const absl::Cleanup print = [&] {
+    if (context.root()) report.Print();
+  };
+  // One rank alone: what the others are compared with, and the plain error.
+  double plain_error = 0;
+  if (world.size() > 1) {
+    progress.Say("running one rank");
+    const bool member = world.rank() == 0;
+    TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> alone, world.Split(member ? 0 : -1, 0));
+    if (member) {
+      const StatusOr<Row> row = Measure(*alone, load, Method{}, weights_or_null, truth, flags.repeats);
+      status = row.ok() ? absl::OkStatus() : Status(row.status().code(), row.status().message());
+      if (row.ok()) {
+        plain_error = row->error.value_or(0);
+        report.Add(*row);
+      }
+    }
+    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "running one rank"));
+  }
+  bool passed = true;
+  for (const Method& method : *methods) {
+    progress.Say("running " + method.ToString());
+    if (!shape->is_mla() && method.method == DecodeMethod::kTpla) {
+      report.AddRefusal(method.ToString(),
+                        absl::InvalidArgumentError("tpla shards a latent cache; " + shape->name + " has none"));
+      continue;
+    }
+    StatusOr<Row> row = Measure(world, load, method, weights_or_null, truth, flags.repeats);
+    if (!row.ok() && IsAgreed(row.status())) {
+      report.AddRefusal(method.ToString(), row.status());
+      passed = false;
+      continue;
+    }
+    TESSERA_RETURN_IF_ERROR(row.status());
+    if (row->error && !row->approximate && plain_error > 0) {
+      row->accurate = *row->error <= 2 * plain_error + 1e-7 && std::isfinite(*row->error);
+    }
+    passed = passed && row->accurate;
+    report.Add(*row);
+  }
+  if (context.root() && !flags.json.empty()) status = WriteAside(flags.json, report.records());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "writing the record file"));
+  TESSERA_ASSIGN_OR_RETURN(const auto all, AllGatherValue(world, passed ? 1 : 0, "agreeing on the result"));
+  return all[0] != 0;
+}
+
+}  // namespace
+
+void AddDecodeBench(CLI::App& bench, Selection& selection) {
+  const auto flags = std::make_shared<Flags>();
+  CLI::App* command = bench.add_subcommand("decode", "one decode step of one attention layer, by every method");
+  command
+      ->add_option("--model", flags->model,
+                   "deepseek-v3, kimi-k2, deepseek-v2-lite, llama-3-8b, llama-3-70b (attention alone for these two),\n"
+                   "mla:D,h,q_rank,C,dn,dr,dv or gqa:h,kv_heads,width")
+      ->capture_default_str();
+  command->add_option("--context", flags->context, "cached tokens per sequence")
+      ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  command->add_option("--batch", flags->batch, "sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  command->add_option("--query-tokens", flags->query_tokens, "new tokens per sequence and step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--dtype", flags->dtype, "of the cache; bf16 also rounds the projections")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
+      ->capture_default_str();
+  command->add_option("--repeat", flags->repeats, "steps per row, of which the median counts")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  command->add_flag("--verify,!--no-verify", flags->verify,
+                    "compare the first sequence with fp64 (on unless --no-verify)");
+  command->add_option("--seed", flags->seed, "of weights and context")->capture_default_str();
+  command->add_option("--json", flags->json, "file to write a record per row to");
+  AddMethodFlags(*command, flags->methods);
+  AddExecutionFlags(*command, flags->execution);
+  command->footer(
+      "The first row is one rank alone. \"vs head\" compares with head parallelism in the same run. GB/s: cache bytes "
+      "of\n"
+      "the slowest rank over its time in attention; TFLOP/s: attention of all ranks.\n"
+      "Example:\n"
+      "  mpirun -n 2 tessera bench decode --model deepseek-v3 --context 32768");
+  command->callback([flags, &selection] {
+    selection = {[flags](const Context& context) { return RunDecodeBench(*flags, context); },
+                 flags->execution.deadline_seconds, /*needs_ranks=*/true};
+  });
+}
+
+}  // namespace tessera::launcher

@@ -1,0 +1,67 @@
+// The bundled language model with exact attention: documents packed into one sequence that is spread over all ranks.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "launcher/lm/model.h"
+#include "runtime/latent/mla_prefill.h"
+
+namespace tessera::launcher {
+
+// A checkpoint and what it says of itself.
+struct LoadedModel {
+  Checkpoint checkpoint;
+  ModelConfig config;
+  LanguageModel language;
+};
+// Not collective.
+StatusOr<LoadedModel> LoadModel(const std::string& directory, DType compute, int threads);
+
+struct ExactOptions {
+  std::string strategy = "auto";
+  int ranks_per_node = 0;
+  DType dtype = DType::kFloat32;    // of the attention
+  DType compute = DType::kFloat32;  // of the projections
+  std::string kernel;
+  int threads = 1;
+  bool keep_cache_rows = false;
+};
+
+// This rank's part of the documents.
+struct ExactResult {
+  struct Row {
+    int document = 0;
+    int64_t position = 0;
+  };
+  std::vector<Row> rows;
+  std::vector<float> hidden;                   // [rows, D], final, before the last norm
+  std::vector<std::vector<float>> cache_rows;  // per layer [rows, C + dr]; when asked for
+  std::vector<Layout> layouts;                 // per document: which of its tokens each rank has
+  std::string plan;                            // the strategy that ran
+};
+
+class ExactRunner {
+ public:
+  // Collective; model and communicator outlive this.
+  static StatusOr<std::unique_ptr<ExactRunner>> Create(Communicator& comm, const LoadedModel& model,
+                                                       const ExactOptions& options);
+  // Collective: tokens of each document, the same on every rank; causal within documents.
+  StatusOr<ExactResult> Run(std::span<const std::span<const int>> documents);
+
+ private:
+  ExactRunner(Communicator& comm, const LoadedModel& model, const ExactOptions& options)
+      : comm_(comm), model_(model), options_(options) {}
+
+  Communicator& comm_;
+  const LoadedModel& model_;
+  ExactOptions options_;
+  std::unique_ptr<MlaPrefill> prefill_;
+  std::vector<int64_t> planned_boundaries_;
+  PlanSpec spec_;
+};
+
+}  // namespace tessera::launcher

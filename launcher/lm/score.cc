@@ -1,0 +1,331 @@
+// tessera score: bits per byte of a text under a language model, with attention computed over all ranks.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_split.h"
+#include "launcher/agreement.h"
+#include "launcher/command.h"
+#include "launcher/host.h"
+#include "launcher/lm/decode_runner.h"
+#include "launcher/lm/exact_runner.h"
+#include "launcher/lm/method.h"
+#include "launcher/lm/text.h"
+#include "launcher/output_file.h"
+#include "launcher/problem_flags.h"
+#include "launcher/progress.h"
+#include "launcher/table.h"
+
+namespace tessera::launcher {
+namespace {
+
+constexpr int64_t kWindowsPerBatch = 16;
+
+struct Flags {
+  std::string model;
+  std::string text;
+  std::string json;
+  int64_t context = 0;
+  int64_t windows = 0;
+  std::vector<double> prefixes;
+  int64_t query_tokens = 0;
+  std::string dtype = "fp32";
+  MethodFlags methods{"exact"};
+  ExecutionFlags execution;
+};
+
+// Windows of the text: window i is given bytes [context i, context (i + 1)) and predicts the byte after each.
+struct Windows {
+  std::vector<int> bytes;
+  int64_t context = 0;
+  int64_t count = 0;
+  std::span<const int> Given(int64_t window, int64_t first, int64_t tokens) const {
+    return std::span(bytes).subspan(window * context + first, tokens);
+  }
+  int Next(int64_t window, int64_t position) const { return bytes[window * context + position + 1]; }
+};
+
+struct Score {
+  double bits = 0;
+  int64_t bytes = 0;
+  double seconds = 0;
+  int64_t cache_bytes = 0;  // per token and layer on this rank; 0 when nothing is cached
+  std::string plan;
+};
+
+double BitsOf(std::span<const float> logits, int next) {
+  const double largest = *std::ranges::max_element(logits);
+  double sum = 0;
+  for (float logit : logits) sum += std::exp(logit - largest);
+  return (largest + std::log(sum) - logits[next]) / std::log(2.0);
+}
+
+class Scorer {
+ public:
+  Scorer(Communicator& comm, const LoadedModel& model, const Windows& windows, const ExactOptions& exact,
+         int64_t query_tokens, Progress& progress)
+      : comm_(comm),
+        model_(model),
+        windows_(windows),
+        exact_(exact),
+        query_tokens_(query_tokens),
+        progress_(progress) {}
+
+  // Collective; the same on every rank but for cache_bytes. Positions before `prefix` are not counted.
+  StatusOr<Score> Exact(int64_t prefix) {
+    ExactOptions options = exact_;
+    options.keep_cache_rows = false;
+    TESSERA_ASSIGN_OR_RETURN(const auto runner, ExactRunner::Create(comm_, model_, options));
+    Score score;
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t first = 0; first < windows_.count; first += kWindowsPerBatch) {
+      progress_.Say(absl::StrFormat("exact: window %d of %d", first, windows_.count));
+      const int64_t count = std::min(kWindowsPerBatch, windows_.count - first);
+      std::vector<std::span<const int>> documents;
+      for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, windows_.context));
+      TESSERA_ASSIGN_OR_RETURN(const ExactResult result, runner->Run(documents));
+      score.plan = result.plan;
+      StatusOr<std::vector<float>> logits = model_.language.Logits(result.hidden);
+      TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, logits.status(), "computing logits"));
+      const int64_t vocabulary = model_.config.vocabulary;
+      for (size_t r = 0; r < result.rows.size(); ++r) {
+        const auto& row = result.rows[r];
+        if (row.position < prefix) continue;
+        score.bits += BitsOf(std::span(*logits).subspan(r * vocabulary, vocabulary),
+                             windows_.Next(first + row.document, row.position));
+        ++score.bytes;
+      }
+    }
+    score.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    TESSERA_ASSIGN_OR_RETURN(const auto bits, AllGatherValue(comm_, score.bits, "adding up bits"));
+    TESSERA_ASSIGN_OR_RETURN(const auto bytes, AllGatherValue(comm_, score.bytes, "adding up bytes"));
+    score.bits = 0;
+    score.bytes = 0;
+    for (int r = 0; r < comm_.size(); ++r) {
+      score.bits += bits[r];
+      score.bytes += bytes[r];
+    }
+    return score;
+  }
+
+  // Collective. The first `prefix` tokens of every window are prefilled exactly, the rest is decoded by `method`.
+  StatusOr<Score> Decoded(const Method& method, int64_t prefix) {
+    MlaDecoderOptions options;
+    options.method = method.method;
+    options.groups = method.groups;
+    options.layers = model_.config.layers;
+    options.cache_dtype = exact_.dtype;
+    options.compute = exact_.compute;
+    options.max_positions = model_.config.max_positions;
+    options.threads = exact_.threads;
+    options.block_tokens = options.page_tokens = 16;  // windows are short: every rank gets some of each
+    options.pages = PagesFor(options, comm_.size(), std::min(kWindowsPerBatch, windows_.count), windows_.context);
+    StatusOr<std::vector<TplaFactors>> factors = FactorsOf(method, model_);
+    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, factors.status(), "reading what the conversion recorded"));
+    TESSERA_ASSIGN_OR_RETURN(const auto runner, DecodeRunner::Create(comm_, model_, options, *factors));
+    std::unique_ptr<ExactRunner> prefill;
+    if (prefix > 0) {
+      ExactOptions exact = exact_;
+      exact.keep_cache_rows = true;
+      TESSERA_ASSIGN_OR_RETURN(prefill, ExactRunner::Create(comm_, model_, exact));
+    }
+    Score score;
+    score.cache_bytes = runner->decoder().cache().bytes_per_token_layer();
+    const auto start = std::chrono::steady_clock::now();
+    for (int64_t first = 0; first < windows_.count; first += kWindowsPerBatch) {
+      progress_.Say(absl::StrFormat("%s: window %d of %d", method.ToString(), first, windows_.count));
+      const int64_t count = std::min(kWindowsPerBatch, windows_.count - first);
+      std::vector<SequenceId> sequences;
+      if (prefill != nullptr) {
+        std::vector<std::span<const int>> documents;
+        for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, prefix));
+        TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run(documents));
+        TESSERA_ASSIGN_OR_RETURN(sequences, runner->TakeOver(result));
+      } else {
+        for (int64_t w = 0; w < count; ++w) sequences.push_back(runner->decoder().Start());
+      }
+      TESSERA_RETURN_IF_ERROR(DecodeWindows(*runner, sequences, first, prefix, score));
+      for (SequenceId sequence : sequences) TESSERA_RETURN_IF_ERROR(runner->decoder().Release(sequence));
+    }
+    score.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return score;
+  }
+
+ private:
+  Status DecodeWindows(DecodeRunner& runner, std::span<const SequenceId> sequences, int64_t first, int64_t prefix,
+                       Score& score) {
+    const int64_t stride = query_tokens_ > 0 ? query_tokens_ : windows_.context - prefix;
+    const int64_t vocabulary = model_.config.vocabulary;
+    for (int64_t position = prefix; position < windows_.context; position += stride) {
+      const int64_t tokens = std::min(stride, windows_.context - position);
+      std::vector<StepTokens> step;
+      std::vector<int> given;
+      for (size_t w = 0; w < sequences.size(); ++w) {
+        step.push_back({sequences[w], tokens});
+        const auto window = windows_.Given(first + static_cast<int64_t>(w), position, tokens);
+        given.insert(given.end(), window.begin(), window.end());
+      }
+      StatusOr<std::vector<float>> hidden = runner.Step(step, given);
+      TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, hidden.status(), "decoding"));
+      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> logits, model_.language.Logits(*hidden));
+      for (size_t row = 0; row < given.size(); ++row) {
+        score.bits += BitsOf(
+            std::span(logits).subspan(row * vocabulary, vocabulary),
+            windows_.Next(first + static_cast<int64_t>(row) / tokens, position + static_cast<int64_t>(row) % tokens));
+        ++score.bytes;
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  Communicator& comm_;
+  const LoadedModel& model_;
+  const Windows& windows_;
+  ExactOptions exact_;
+  int64_t query_tokens_;
+  Progress& progress_;
+};
+
+StatusOr<Windows> MakeWindows(const Flags& flags, const ModelConfig& config) {
+  Windows windows;
+  windows.context = flags.context > 0 ? flags.context : config.max_positions;
+  if (windows.context > config.max_positions) {
+    return absl::InvalidArgumentError(absl::StrFormat("--context %d: the model supports at most %d positions",
+                                                      windows.context, config.max_positions));
+  }
+  TESSERA_ASSIGN_OR_RETURN(windows.bytes, ReadTokens(flags.text, config));
+  windows.count = (static_cast<int64_t>(windows.bytes.size()) - 1) / windows.context;
+  if (flags.windows > 0) windows.count = std::min(windows.count, flags.windows);
+  if (windows.count < 1) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s has %d bytes; a window of --context %d needs %d", flags.text,
+                                                      windows.bytes.size(), windows.context, windows.context + 1));
+  }
+  return windows;
+}
+
+struct Inputs {
+  LoadedModel model;
+  Windows windows;
+  std::vector<Method> methods;
+};
+
+StatusOr<Inputs> Load(const Flags& flags, const ExactOptions& exact, int ranks) {
+  if (!flags.json.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.json));
+  TESSERA_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags.model, exact.compute, exact.threads));
+  TESSERA_ASSIGN_OR_RETURN(Windows windows, MakeWindows(flags, model.config));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods, ResolveMethods(flags.methods, ranks));
+  return Inputs{std::move(model), std::move(windows), std::move(methods)};
+}
+
+StatusOr<bool> RunScore(const Flags& flags, const Context& context) {
+  Communicator& world = *context.world;
+  Progress progress(context.root());
+  ExactOptions exact;
+  exact.strategy = flags.execution.strategy;
+  exact.ranks_per_node = context.RanksPerNode(world.size());
+  exact.dtype = *ParseDType(flags.dtype);
+  exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+  exact.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
+  exact.threads = flags.execution.threads > 0       ? flags.execution.threads
+                  : context.environment.threads > 0 ? context.environment.threads
+                                                    : DefaultThreads(context.place.local_ranks);
+  progress.Say("loading " + flags.model);
+  StatusOr<Inputs> inputs = Load(flags, exact, world.size());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, inputs.status(), "loading the model"));
+  const Windows& windows = inputs->windows;
+  if (context.root()) {
+    std::printf("%s on %s: %ld windows of %ld bytes, %d ranks of %d threads, %s\n", flags.model.c_str(),
+                flags.text.c_str(), windows.count, windows.context, world.size(), exact.threads, flags.dtype.c_str());
+  }
+
+  Table table({"method", "prefilled", "bytes scored", "bits per byte", "against exact", "cache B/token/layer",
+               "seconds", "bytes/s"});
+  nlohmann::json records = nlohmann::json::array();
+  const absl::Cleanup print = [&] {
+    if (context.root() && !table.empty()) std::fputs(table.ToString().c_str(), stdout);
+    std::fflush(stdout);
+  };
+  Scorer scorer(world, inputs->model, windows, exact, flags.query_tokens, progress);
+  for (double fraction : flags.prefixes) {
+    const auto prefix =
+        std::min(static_cast<int64_t>(fraction * static_cast<double>(windows.context)), windows.context - 1);
+    std::optional<double> reference;
+    for (const Method& method : inputs->methods) {
+      TESSERA_ASSIGN_OR_RETURN(const Score score, method.exact ? scorer.Exact(prefix) : scorer.Decoded(method, prefix));
+      const double bits = score.bits / static_cast<double>(score.bytes);
+      if (method.exact) reference = bits;
+      TESSERA_ASSIGN_OR_RETURN(const auto cache, AllGatherValue(world, score.cache_bytes, "comparing caches"));
+      table.Add({method.exact ? "exact (" + score.plan + ")" : method.ToString(),
+                 absl::StrFormat("%.0f %%", fraction * 100), absl::StrCat(score.bytes), absl::StrFormat("%.4f", bits),
+                 reference ? absl::StrFormat("%+.2f %%", (bits / *reference - 1) * 100) : "-",
+                 method.exact ? "-" : absl::StrCat(*std::ranges::max_element(cache)), FormatSeconds(score.seconds),
+                 absl::StrFormat("%.0f", static_cast<double>(score.bytes) / score.seconds)});
+      records.push_back({{"schema", "tessera-score-1"},
+                         {"model", flags.model},
+                         {"text", flags.text},
+                         {"context", windows.context},
+                         {"windows", windows.count},
+                         {"ranks", world.size()},
+                         {"dtype", flags.dtype},
+                         {"method", method.ToString()},
+                         {"prefix_tokens", prefix},
+                         {"bytes_scored", score.bytes},
+                         {"bits_per_byte", bits},
+                         {"cache_bytes_per_token_layer", cache},
+                         {"seconds", score.seconds}});
+    }
+  }
+  if (!flags.json.empty() && context.root()) {
+    std::string lines;
+    for (const auto& record : records) lines += record.dump() + "\n";
+    TESSERA_RETURN_IF_ERROR(WriteAside(flags.json, lines));
+  }
+  return true;
+}
+
+}  // namespace
+
+void AddScoreCommand(CLI::App& app, Selection& selection) {
+  const auto flags = std::make_shared<Flags>();
+  CLI::App* command = app.add_subcommand("score", "bits per byte of a text under a model with latent attention");
+  command->add_option("--model", flags->model, "directory with config.json and safetensors, DeepSeek-V2 names")
+      ->required();
+  command->add_option("--text", flags->text, "text to score")->required();
+  command->add_option("--context", flags->context, "tokens of a window (the model's positions unless given)")
+      ->check(CLI::Range(int64_t{1}, kMostTokens));
+  command->add_option("--windows", flags->windows, "score the first so many windows only")
+      ->check(CLI::Range(int64_t{1}, kMostTokens));
+  command
+      ->add_option("--prefix", flags->prefixes,
+                   "shares of each window that are prefilled exactly and not scored (comma-separated)")
+      ->delimiter(',')
+      ->check(CLI::Range(0.0, 1.0))
+      ->default_str("0");
+  command
+      ->add_option("--query-tokens", flags->query_tokens,
+                   "tokens decoded in one step (all that are left unless given; the result does not depend on it)")
+      ->check(CLI::Range(int64_t{1}, kMostTokens));
+  command->add_option("--dtype", flags->dtype, "of attention and cache; bf16 also rounds the projections")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
+      ->capture_default_str();
+  command->add_option("--json", flags->json, "file to write a record per row to");
+  AddMethodFlags(*command, flags->methods);
+  AddStrategyFlag(*command, flags->execution);
+  AddExecutionFlags(*command, flags->execution);
+  command->footer(
+      "Examples:\n"
+      "  mpirun -n 2 tessera score --model launcher/data/kjv-mla --text launcher/data/kjv-heldout-64k.txt\n"
+      "  mpirun -n 4 tessera score --model pca --text book.txt --method exact,head,tpla --groups 2,4 --prefix 0,0.9");
+  command->callback([flags, &selection] {
+    if (flags->prefixes.empty()) flags->prefixes.push_back(0);
+    selection = {[flags](const Context& context) { return RunScore(*flags, context); },
+                 flags->execution.deadline_seconds, /*needs_ranks=*/true};
+  });
+}
+
+}  // namespace tessera::launcher

@@ -1,0 +1,139 @@
+// Decoding with latent attention over ranks: absorbed queries against a paged latent cache that is replicated, sharded
+// by tokens, or sharded by latent columns (TPLA). Formulas and methods: docs/latent.md.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "kernels/mla.h"
+#include "partition/decode.h"
+#include "runtime/base/status.h"
+#include "runtime/engine/cache.h"
+#include "runtime/engine/decode.h"
+#include "runtime/engine/reshard.h"
+#include "runtime/latent/mla_projections.h"
+
+namespace tessera {
+
+struct MlaDecoderOptions {
+  DecodeMethod method = DecodeMethod::kHead;
+  int groups = 1;         // TPLA: latent slices
+  int block_tokens = 64;  // methods that shard tokens: consecutive tokens on one rank
+  int layers = 1;
+  int page_tokens = 64;
+  int64_t pages = 0;  // per rank
+  DType cache_dtype = DType::kBFloat16;
+  DType compute = DType::kBFloat16;  // of the projections: fp32, or bf16 with fp32 sums
+  int64_t max_positions = 0;         // positions that RoPE serves
+  std::string kernel;                // decode kernel by name; empty = the fastest
+  int threads = 1;
+};
+
+// What TPLA knows of one layer, per latent group; empty vectors mean ones.
+struct TplaFactors {
+  std::vector<float> softmax_multiplier;  // mu: on the latent part of the logit
+  std::vector<double> energy_share;       // of the latents; when set, each slice estimates the norm from itself alone
+  float out_scale = 1.0f;
+};
+
+// New tokens of one sequence in one step.
+struct StepTokens {
+  SequenceId sequence = 0;
+  int64_t tokens = 0;
+};
+
+// What the last step cost this rank, summed over layers.
+struct MlaDecodeStats {
+  double seconds = 0;
+  double projection_seconds = 0;
+  double attention_seconds = 0;   // attention over the cache, exchanges of it included
+  double all_reduce_seconds = 0;  // the sum of D
+  int64_t attention_bytes = 0;    // received in the attention's exchanges
+  int64_t all_reduce_bytes = 0;   // received
+};
+
+// One rank's end. Not thread-safe. Every rank makes the same calls with the same arguments.
+class MlaDecoder {
+ public:
+  // Collective; `comm` outlives this. InvalidArgument names the option, e.g. a number of groups that does not divide
+  // the latent width, with those that do.
+  static StatusOr<std::unique_ptr<MlaDecoder>> Create(Communicator& comm, const MlaShape& shape,
+                                                      const MlaDecoderOptions& options);
+  // Layers are numbered in the order they are added. Copies this rank's share of the weights. Not collective.
+  Status AddLayer(const MlaWeights& weights, const TplaFactors& factors = {});
+
+  // An empty sequence, its fork, its shortening and its end, as in PagedCache but counted in tokens of the whole
+  // sequence. Not collective. Numbers are the same on every rank.
+  SequenceId Start();
+  StatusOr<SequenceId> Fork(SequenceId parent, int64_t tokens);
+  Status Truncate(SequenceId sequence, int64_t tokens);
+  Status Release(SequenceId sequence);
+  int64_t tokens(SequenceId sequence) const;
+
+  // Collective. Starts sequences that a prefill has computed and hands their cache rows over to this decoder's
+  // sharding. `layouts`: per sequence, which tokens each rank has. `rows`: [layers][sequences], this rank's cache rows
+  // in the layout's order, [rows, 1, C + dr] in the cache's dtype. When one rank's cache has no room, all ranks return
+  // its ResourceExhausted and nothing has changed.
+  StatusOr<std::vector<SequenceId>> TakeOver(const std::vector<Layout>& layouts, std::span<const DenseRows> rows);
+
+  // Collective. Makes room for the tokens of the coming step in every rank's cache, or on none: ResourceExhausted,
+  // naming the rank, loses nothing. OutOfRange when a sequence would outgrow max_positions.
+  Status BeginStep(std::span<const StepTokens> step);
+  // Rows of the step BeginStep announced: tokens of all sequences in order.
+  int64_t step_rows() const { return static_cast<int64_t>(positions_.size()); }
+  std::span<const int64_t> step_positions() const { return positions_; }
+  // Collective, synchronous. hidden [step_rows, D] fp32, the same on every rank -> out [step_rows, D] fp32, the same on
+  // every rank up to nothing (sums are in rank order). Writes the step's latents to the cache, then attends.
+  Status Attend(int layer, const float* hidden, float* out);
+
+  const MlaShape& shape() const { return shape_; }
+  const CacheSharding& sharding() const { return sharding_; }
+  PagedCache& cache() { return *cache_; }
+  // The local cache's name of a sequence, and its rows there.
+  SequenceId LocalSequence(SequenceId sequence) const { return sequences_.at(sequence).local; }
+  // Tells the decoder that the local cache has been given the rows of `tokens` tokens: for callers that write the cache
+  // themselves. FailedPrecondition unless the local sequence has the rows its sharding asks for.
+  Status Adopt(SequenceId sequence, int64_t tokens);
+
+  std::string_view kernel_name() const { return attention_->kernel_name(); }
+  int64_t weight_bytes() const;
+  const MlaDecodeStats& stats() const { return stats_; }
+
+ private:
+  struct Sequence {
+    SequenceId local = 0;
+    int64_t tokens = 0;
+  };
+  struct Layer {
+    MlaProjections maps;
+    float softmax_multiplier = 1.0f;  // of this rank's slice
+    float out_scale = 1.0f;
+  };
+  MlaDecoder(Communicator& comm, const MlaShape& shape, const MlaDecoderOptions& options);
+  void StoreRows(int layer, const float* kv);
+  Status AttendCache(int layer, const float* query, std::vector<float>& latent_output);
+
+  Communicator& comm_;
+  MlaShape shape_;
+  MlaDecoderOptions options_;
+  CacheSharding sharding_;
+  MlaShare share_;
+  HeadRange attended_heads_;  // whose attention output this rank gets; share_.output_heads are among them
+  RopeTable rope_;
+  std::vector<Layer> layers_;
+  std::unique_ptr<PagedCache> cache_;
+  std::unique_ptr<DecodeAttention> attention_;
+  std::map<SequenceId, Sequence> sequences_;
+  SequenceId next_sequence_ = 0;
+  // The step in progress.
+  std::vector<StepTokens> step_;
+  std::vector<int64_t> positions_;           // per row
+  std::vector<std::vector<Range>> visible_;  // per entry of step_: per row, local cache rows
+  MlaDecodeStats stats_;
+};
+
+}  // namespace tessera
