@@ -80,22 +80,8 @@ StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, con
   TESSERA_RETURN_IF_ERROR(Validate(spec));
   decoder->share_.query_heads = spec.QueryHeads(rank);
   decoder->attended_heads_ = spec.OutputHeads(rank);
-  decoder->share_.output_heads = decoder->attended_heads_;
-  if (options.method == DecodeMethod::kTree) {
-    // The tree gives every rank every head; the projections after it are shared all the same.
-    DecodeSpec by_heads = spec;
-    by_heads.method = DecodeMethod::kHead;
-    decoder->share_.output_heads = by_heads.OutputHeads(rank);
-  }
-
-  CacheOptions cache;
-  cache.shape = sharding.LocalShape(rank, row);
-  cache.layers = options.layers;
-  cache.page_tokens = options.page_tokens;
-  cache.pages = options.pages;
-  StatusOr<PagedCache> made = PagedCache::Create(cache);
-  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, made.status(), "creating the cache"));
-  decoder->cache_ = std::make_unique<PagedCache>(*std::move(made));
+  // Under the tree every rank gets every head; the projections after it are shared all the same.
+  decoder->share_.output_heads = spec.SummandHeads(rank);
 
   DecodeOptions attention;
   attention.kernel = options.kernel;
