@@ -83,6 +83,15 @@ StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, con
   // Under the tree every rank gets every head; the projections after it are shared all the same.
   decoder->share_.output_heads = spec.SummandHeads(rank);
 
+  CacheOptions cache;
+  cache.shape = sharding.LocalShape(rank, row);
+  cache.layers = options.layers;
+  cache.page_tokens = options.page_tokens;
+  cache.pages = options.pages;
+  StatusOr<PagedCache> made = PagedCache::Create(cache);
+  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, made.status(), "creating the cache"));
+  decoder->cache_ = std::make_unique<PagedCache>(*std::move(made));
+
   DecodeOptions attention;
   attention.kernel = options.kernel;
   attention.threads = options.threads;
