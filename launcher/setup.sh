@@ -8,14 +8,18 @@ tessera_packages=(
   nlohmann-json3-dev libcli11-dev librandom123-dev
   libgtest-dev libgmock-dev
 )
+# What the PyTorch door and benchmarks/lm need besides.
+# shellcheck disable=SC2034  # used by tests/run
+tessera_torch_packages=(python3-torch libtorch-dev pybind11-dev python3-dev python3-tqdm python3-matplotlib)
 
+# tessera_setup [PACKAGE...]: installs these besides.
 tessera_setup() {
   if ! command -v dpkg-query >/dev/null; then
     echo "tessera: this is not a Debian system; install the equivalents of: ${tessera_packages[*]}" >&2
     return 4
   fi
   local package missing=()
-  for package in "${tessera_packages[@]}"; do
+  for package in "${tessera_packages[@]}" "$@"; do
     [[ $(dpkg-query -W -f='${Status}' "$package" 2>/dev/null) == "install ok installed" ]] || missing+=("$package")
   done
   ((${#missing[@]} == 0)) && return 0

@@ -15,7 +15,7 @@ install(TARGETS tessera_shared EXPORT TesseraSharedTargets
 # named *_internal.h, *-inl.h or belonging to one translation unit come along: public headers may include them.
 foreach(folder runtime partition kernels collectives)
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/${folder}" DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tessera
-    FILES_MATCHING PATTERN "*.h")
+    FILES_MATCHING PATTERN "*.h" PATTERN "torch" EXCLUDE)
 endforeach()
 
 set(package_folder ${CMAKE_INSTALL_LIBDIR}/cmake/Tessera)

@@ -76,6 +76,21 @@ TEST(Architecture, LayersIncludeOnlyWhatTheyMay) {
   EXPECT_GT(checked, 100) << "the test no longer finds the sources";
 }
 
+TEST(Architecture, ThePyTorchDoorKnowsOnlyTheCInterface) {
+  const std::regex include(R"re(^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"])re", std::regex::multiline);
+  int checked = 0;
+  for (const auto& entry : fs::directory_iterator(fs::path(TESSERA_SOURCE_DIR) / "runtime/torch")) {
+    if (entry.path().extension() != ".h" && entry.path().extension() != ".cc") continue;
+    std::ifstream file(entry.path());
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    for (std::sregex_iterator it(text.begin(), text.end(), include), end; it != end; ++it) {
+      EXPECT_EQ(LayerOf((*it)[1]), "") << entry.path() << " includes " << (*it)[1];
+      ++checked;
+    }
+  }
+  EXPECT_GT(checked, 20) << "the test no longer finds the sources";
+}
+
 TEST(Architecture, OutsideHeadersStayInTheirFolder) {
   const std::map<std::string, std::string> home = {
       {"mpi.h", "collectives/mpi/"},    {"nccl.h", "collectives/nccl/"}, {"cuda_runtime.h", "kernels/cuda/"},

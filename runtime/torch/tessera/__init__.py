@@ -1,0 +1,1 @@
+"""Tessera: exact attention over sequences that are spread over ranks."""
