@@ -7,6 +7,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "launcher/agreement.h"
 #include "launcher/command.h"
+#include "launcher/gradient_truth.h"
 #include "launcher/host.h"
 #include "launcher/output_file.h"
 #include "launcher/problem_flags.h"
@@ -27,6 +28,7 @@ struct Flags {
   uint64_t seed = 1;
   std::vector<int> rank_counts;  // empty = powers of two and all
   bool every_rank_count = false;
+  bool backward = false;
 };
 
 // The counts asked for; by default 1, 2, 4, ... and the job's own size.
@@ -55,10 +57,12 @@ class Report {
 
   void Add(const BenchSample& sample, const PlanSpec& spec) {
     const RunReport& report = sample.report;
-    if (sample.ranks == 1 && one_rank_seconds_ == 0) one_rank_seconds_ = report.seconds;
-    const double speed_up = report.seconds > 0 ? one_rank_seconds_ / report.seconds : 0;
+    double& one_rank_seconds = one_rank_seconds_[static_cast<int>(spec.pass)];
+    if (sample.ranks == 1 && one_rank_seconds == 0) one_rank_seconds = report.seconds;
+    const double speed_up = report.seconds > 0 ? one_rank_seconds / report.seconds : 0;
     const bool checked = sample.verdict.checked;
-    table_.Add({absl::StrCat(sample.ranks), sample.strategy, absl::StrFormat("%.3f", report.seconds),
+    table_.Add({absl::StrCat(sample.ranks), sample.strategy + (spec.pass == Pass::kBackward ? ", backward" : ""),
+                absl::StrFormat("%.3f", report.seconds),
                 absl::StrFormat("%.4f", report.seconds > 0 ? report.flops / report.seconds / 1e12 : 0),
                 speed_up > 0 ? absl::StrFormat("%.2f", speed_up) : "-",
                 speed_up > 0 ? absl::StrFormat("%.0f%%", 100 * speed_up / sample.ranks) : "-",
@@ -93,7 +97,7 @@ class Report {
   Table table_;
   std::string refusals_;
   std::string records_;
-  double one_rank_seconds_ = 0;
+  double one_rank_seconds_[2] = {0, 0};  // by pass
   int last_ = 1;
 };
 
@@ -110,11 +114,28 @@ struct Bench {
   const Problem& problem;
   GeneratedInput input;
   std::vector<int64_t> rows;
-  std::optional<Truth> truth;  // on rank 0
+  std::optional<Truth> truth;                   // on rank 0
+  std::optional<GradientTruth> gradient_truth;  // on rank 0, with the backward pass
   RunOptions options;
   bool passed = true;
   bool any = false;
 };
+
+Status ReportBackward(Communicator& comm, const Candidate& candidate, const BackwardResult& result, Bench& bench,
+                      Report& report) {
+  PlanSpec spec = *candidate.spec;
+  spec.pass = Pass::kBackward;
+  Errors plain;
+  TESSERA_ASSIGN_OR_RETURN(
+      const Verdict verdict,
+      JudgeGradients(comm, spec, result, bench.rows, bench.gradient_truth ? &*bench.gradient_truth : nullptr,
+                     std::max(UsableCores(), comm.size() * bench.options.threads), &plain));
+  if (comm.rank() == 0) {
+    report.Add({Label(candidate), comm.size(), bench.options.threads, result.report, verdict, plain}, spec);
+  }
+  bench.passed = bench.passed && verdict.ok();
+  return absl::OkStatus();
+}
 
 // All strategies on one communicator.
 Status RunRankCount(Communicator& comm, Bench& bench, int ranks_per_node, Report& report, Progress& progress) {
@@ -141,6 +162,9 @@ Status RunRankCount(Communicator& comm, Bench& bench, int ranks_per_node, Report
                  *candidate.spec);
     }
     bench.passed = bench.passed && verdict.ok();
+    if (result.backward) {
+      TESSERA_RETURN_IF_ERROR(ReportBackward(comm, candidate, *result.backward, bench, report));
+    }
     bench.any = true;
   }
   return absl::OkStatus();
@@ -157,13 +181,15 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(
       AgreeOnStatus(world, context.root() ? CheckRecordFile(flags) : absl::OkStatus(), "checking the record file"));
 
-  Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows),
+  Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows), {},
               {},    {}};
   bench.options.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
   bench.options.threads = flags.execution.threads > 0       ? flags.execution.threads
                           : context.environment.threads > 0 ? context.environment.threads
                                                             : DefaultThreads(context.place.local_ranks);
   bench.options.repeats = flags.repeats;
+  bench.options.backward = flags.backward;
+  bench.options.gradient_rows = bench.rows;
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(*problem, bench.options.kernel), "choosing a kernel"));
   Status status;
   if (context.root() && !bench.rows.empty()) {
@@ -171,6 +197,12 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
     StatusOr<Truth> truth = ComputeTruth(*problem, bench.input, bench.rows, bench.options.kernel, UsableCores());
     status = truth.status();
     if (truth.ok()) bench.truth = *std::move(truth);
+    if (truth.ok() && flags.backward) {
+      StatusOr<GradientTruth> gradients =
+          ComputeGradientTruth(*problem, bench.input, bench.rows, bench.options.kernel, UsableCores());
+      status = gradients.status();
+      if (gradients.ok()) bench.gradient_truth = *std::move(gradients);
+    }
   }
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "recomputing sampled rows in fp64"));
   if (context.root()) {
@@ -215,6 +247,8 @@ void AddScalingBench(CLI::App& bench, Selection& selection) {
   AddMaskFlags(*command, flags->problem);
   AddStrategyFlag(*command, flags->execution);
   AddExecutionFlags(*command, flags->execution);
+  command->add_flag("--backward", flags->backward,
+                    "also measure the backward pass, in a row of its own whose error is the largest of dq, dk and dv");
   command->add_option("--repeat", flags->repeats, "executions per row, of which the median counts")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
@@ -233,6 +267,7 @@ void AddScalingBench(CLI::App& bench, Selection& selection) {
       "of the run; the fp64 recomputation on rank 0, which holds all keys and values, is over by then and not in it.\n"
       "Examples:\n"
       "  mpirun -n 4 tessera bench scaling --seq 32768 --strategy all\n"
+      "  mpirun -n 2 tessera bench scaling --seq 8192 --dtype bf16 --strategy zigzag --backward\n"
       "  mpirun -n 8 tessera bench scaling --seq 131072 --heads 32 --kv-heads 8 --dim 128 --strategy zigzag \\\n"
       "      --mask causal --dtype bf16 --json scaling.jsonl");
   command->callback([flags, &selection] {

@@ -13,6 +13,8 @@ const char* TensorName(Operand operand) {
       return "k";
     case Operand::kValue:
       return "v";
+    case Operand::kOutputGradient:
+      return "dout";
   }
   return "?";
 }
@@ -66,8 +68,9 @@ Status GeneratedInput::Read(Operand operand, std::span<const Segment> segments, 
 }
 
 StatusOr<HostTensor> AllocateOperand(const Problem& problem, Operand operand, int64_t tokens) {
-  const int heads = operand == Operand::kQuery ? problem.query_heads : problem.kv_heads;
-  const int width = operand == Operand::kValue ? problem.v_width : problem.qk_width;
+  const bool of_queries = operand == Operand::kQuery || operand == Operand::kOutputGradient;
+  const int heads = of_queries ? problem.query_heads : problem.kv_heads;
+  const int width = operand == Operand::kQuery || operand == Operand::kKey ? problem.qk_width : problem.v_width;
   return HostTensor::Allocate(problem.dtype, tokens, heads, width);
 }
 

@@ -13,7 +13,7 @@
 
 namespace tessera::launcher {
 
-enum class Operand : uint8_t { kQuery, kKey, kValue };
+enum class Operand : uint8_t { kQuery, kKey, kValue, kOutputGradient };
 
 class InputSource {
  public:

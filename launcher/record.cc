@@ -31,6 +31,7 @@ std::string ToJsonLine(const BenchSample& sample, const PlanSpec& spec) {
       {"problem", spec.problem.ToString()},
       {"strategy", sample.strategy},
       {"plan", ToString(spec)},
+      {"pass", spec.pass == Pass::kForward ? "forward" : "backward"},
       {"ranks", sample.ranks},
       {"threads_per_rank", sample.threads},
       {"implementation", report.kernel},

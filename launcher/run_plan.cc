@@ -1,6 +1,7 @@
 #include "launcher/run_plan.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "launcher/agreement.h"
 #include "launcher/host.h"
@@ -13,6 +14,7 @@ namespace {
 
 struct LocalTensors {
   HostTensor query, key, value, output, lse;
+  HostTensor output_gradient, query_gradient, key_gradient, value_gradient;  // with the backward pass only
 };
 
 StatusOr<LocalTensors> Load(const PlanSpec& spec, int rank, const InputSource& input) {
@@ -33,6 +35,26 @@ StatusOr<LocalTensors> Load(const PlanSpec& spec, int rank, const InputSource& i
   return local;
 }
 
+Status LoadBackward(const PlanSpec& spec, int rank, const InputSource& input, const std::vector<int64_t>& gradient_rows,
+                    LocalTensors& local) {
+  const Problem& problem = spec.problem;
+  const int64_t query_rows = spec.query_layout.rows(rank), key_rows = spec.key_layout.rows(rank);
+  TESSERA_ASSIGN_OR_RETURN(local.output_gradient, AllocateOperand(problem, Operand::kOutputGradient, query_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.query_gradient, AllocateOperand(problem, Operand::kQuery, query_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.key_gradient, AllocateOperand(problem, Operand::kKey, key_rows));
+  TESSERA_ASSIGN_OR_RETURN(local.value_gradient, AllocateOperand(problem, Operand::kValue, key_rows));
+  const TensorView& all = local.output_gradient.view();
+  if (gradient_rows.empty()) return input.Read(Operand::kOutputGradient, spec.query_layout.segments(rank), all);
+  if (all.bytes() > 0) std::memset(all.data, 0, all.bytes());
+  for (const OwnedSample& owned : OwnedSamples(spec.query_layout, rank, gradient_rows)) {
+    const Segment row{gradient_rows[owned.sample], 1, 1};
+    TESSERA_RETURN_IF_ERROR(
+        input.Read(Operand::kOutputGradient, {&row, 1},
+                   TensorView::Dense(all.At(owned.local_row, 0), all.dtype, 1, all.heads, all.width)));
+  }
+  return absl::OkStatus();
+}
+
 // What every rank tells about one execution.
 struct Sample {
   double seconds = 0;
@@ -46,11 +68,12 @@ struct Repeat {
   std::vector<Sample> ranks;
 };
 
-StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, const LocalTensors& local, CpuStream& stream) {
+// Runs one pass, which `start` puts on the stream.
+template <typename Start>
+StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, CpuStream& stream, const Start& start) {
   TESSERA_ASSIGN_OR_RETURN(Request barrier, comm.Barrier());
   TESSERA_RETURN_IF_ERROR(Wait(comm, barrier, "the others to start"));
-  Status status = attention.Forward(local.query.view(), local.key.view(), local.value.view(), local.output.view(),
-                                    local.lse.view(), {}, stream);
+  Status status = start();
   if (status.ok()) status = stream.Synchronize();
   // The executor ends idle; what follows may take long again.
   if (status.ok()) comm.ReportProgress({RankState::kComputing, -1});
@@ -80,6 +103,10 @@ RunReport Summarise(const PlanSpec& spec, std::vector<Repeat> repeats, const std
   report.peak_bytes = *lowest < 0 ? -1 : *highest;
   report.bytes_predicted = PredictedBytes(spec);
   report.flops = spec.problem.Flops();
+  if (spec.pass == Pass::kBackward) {  // five products instead of two
+    const double qk = spec.problem.qk_width, v = spec.problem.v_width;
+    report.flops *= (3 * qk + 2 * v) / (qk + v);
+  }
   return report;
 }
 
@@ -90,36 +117,72 @@ StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const Inpu
   const bool peak_known = ResetPeakResident();
   const int64_t baseline = ResidentBytes();
   StatusOr<LocalTensors> loaded = Load(spec, comm.rank(), input);
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, loaded.status(), "loading tensors"));
+  Status status = loaded.status();
+  if (status.ok() && options.backward) {
+    status = LoadBackward(spec, comm.rank(), input, options.gradient_rows, *loaded);
+  }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "loading tensors"));
   StatusOr<std::unique_ptr<Attention>> attention =
-      Attention::Create(comm, spec, {options.kernel, options.threads, options.trace});
+      Attention::Create(comm, spec, {options.kernel, options.threads, options.trace, options.backward});
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, attention.status(), "creating the attention"));
 
   CpuStream stream;
-  std::vector<Repeat> repeats;
+  std::vector<Repeat> repeats, backward_repeats;
+  const LocalTensors& local = *loaded;
   for (int i = 0; i < options.repeats; ++i) {
-    TESSERA_ASSIGN_OR_RETURN(Repeat repeat, Execute(comm, **attention, *loaded, stream));
+    TESSERA_ASSIGN_OR_RETURN(Repeat repeat, Execute(comm, **attention, stream, [&] {
+                               return (*attention)
+                                   ->Forward(local.query.view(), local.key.view(), local.value.view(),
+                                             local.output.view(), local.lse.view(), {}, stream);
+                             }));
     repeats.push_back(std::move(repeat));
+    if (!options.backward) continue;
+    const BackwardTensors tensors{local.query.view(),
+                                  local.key.view(),
+                                  local.value.view(),
+                                  local.output.view(),
+                                  local.lse.view(),
+                                  local.output_gradient.view(),
+                                  local.query_gradient.view(),
+                                  local.key_gradient.view(),
+                                  local.value_gradient.view(),
+                                  {}};
+    TESSERA_ASSIGN_OR_RETURN(
+        repeat, Execute(comm, **attention, stream, [&] { return (*attention)->Backward(tensors, {}, stream); }));
+    backward_repeats.push_back(std::move(repeat));
   }
   const int64_t growth = peak_known ? std::max<int64_t>(0, PeakResidentBytes() - baseline) : -1;
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> peaks, AllGatherValue(comm, growth, "executing the plan"));
 
-  RunResult result{Summarise(spec, std::move(repeats), peaks), std::move(loaded->output), std::move(loaded->lse), {}};
+  RunResult result{
+      Summarise(spec, std::move(repeats), peaks), std::move(loaded->output), std::move(loaded->lse), {}, {}};
   result.report.kernel = (*attention)->kernel_name();
   if (options.trace) result.trace = (*attention)->trace();
+  if (options.backward) {
+    PlanSpec backward = spec;
+    backward.pass = Pass::kBackward;
+    result.backward =
+        BackwardResult{Summarise(backward, std::move(backward_repeats), peaks), std::move(loaded->query_gradient),
+                       std::move(loaded->key_gradient), std::move(loaded->value_gradient)};
+    result.backward->report.kernel = result.report.kernel;
+  }
   return result;
+}
+
+Verdict JudgeReport(const Problem& problem, const RunReport& report, int cores) {
+  Verdict verdict;
+  verdict.bytes_match = report.bytes_counted == report.bytes_predicted;
+  const bool half = SizeInBytes(problem.dtype) == 2;
+  verdict.plausible = report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
+  return verdict;
 }
 
 StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResult& result,
                         const std::vector<int64_t>& rows, const Truth* truth, int cores) {
-  Verdict verdict;
-  const RunReport& report = result.report;
-  verdict.bytes_match = report.bytes_counted == report.bytes_predicted;
-  const bool half = SizeInBytes(spec.problem.dtype) == 2;
-  verdict.plausible = report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
+  Verdict verdict = JudgeReport(spec.problem, result.report, cores);
   if (!rows.empty()) {
-    TESSERA_ASSIGN_OR_RETURN(const SampledResult samples, GatherSamples(comm, spec.problem, spec.query_layout, rows,
-                                                                        result.output.view(), result.lse.view()));
+    TESSERA_ASSIGN_OR_RETURN(const SampledResult samples,
+                             GatherSamples(comm, spec.query_layout, rows, result.output.view(), result.lse.view()));
     if (comm.rank() == 0 && truth != nullptr) {
       verdict.checked = true;
       verdict.errors = Compare(*truth, samples);

@@ -1,6 +1,7 @@
 // Runs one plan on a communicator and measures it.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,9 @@ struct RunOptions {
   int threads = 1;
   int repeats = 1;
   bool trace = false;
+  bool backward = false;  // also run and measure the backward pass, after each forward pass
+  // Query rows whose output gradient is not zero; empty: all. See launcher/gradient_truth.h.
+  std::vector<int64_t> gradient_rows;
 };
 
 // Over all ranks of the communicator; the same on each.
@@ -32,12 +36,19 @@ struct RunReport {
   std::string kernel;
 };
 
+// This rank's gradients.
+struct BackwardResult {
+  RunReport report;  // of the backward pass alone; peak_bytes is that of both
+  HostTensor query_gradient, key_gradient, value_gradient;
+};
+
 // This rank's results.
 struct RunResult {
   RunReport report;
   HostTensor output;
   HostTensor lse;
-  Trace trace;
+  Trace trace;  // of the last pass
+  std::optional<BackwardResult> backward;
 };
 
 // Collective. Errors are agreed, unless the communicator itself failed.
@@ -52,6 +63,9 @@ struct Verdict {
   bool plausible = true;
   bool ok() const { return accurate && bytes_match && plausible; }
 };
+
+// What can be said without comparing results.
+Verdict JudgeReport(const Problem& problem, const RunReport& report, int cores);
 
 // Collective. `truth` is used on rank 0 only and may be null there when nothing is to be verified (`rows` is empty).
 StatusOr<Verdict> Judge(Communicator& comm, const PlanSpec& spec, const RunResult& result,

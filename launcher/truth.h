@@ -40,16 +40,24 @@ struct SampledResult {
   std::vector<double> lse;
 };
 
-// Collective. Brings the sampled rows of distributed results to every rank.
-StatusOr<SampledResult> GatherSamples(Communicator& comm, const Problem& problem, const Layout& layout,
-                                      const std::vector<int64_t>& rows, const ConstTensorView& output,
-                                      const ConstTensorView& lse);
+// The sampled tokens that `rank` owns, in the order of its local rows, as indices into `tokens` and local rows.
+struct OwnedSample {
+  size_t sample = 0;
+  int64_t local_row = 0;
+};
+std::vector<OwnedSample> OwnedSamples(const Layout& layout, int rank, const std::vector<int64_t>& tokens);
+
+// Collective. Brings the sampled rows of a distributed tensor, widened, to every rank.
+StatusOr<std::vector<double>> GatherRows(Communicator& comm, const Layout& layout, const std::vector<int64_t>& rows,
+                                         const ConstTensorView& local);
+StatusOr<SampledResult> GatherSamples(Communicator& comm, const Layout& layout, const std::vector<int64_t>& rows,
+                                      const ConstTensorView& output, const ConstTensorView& lse);
 
 Errors Compare(const Truth& truth, const SampledResult& result);
 
 // The relative error is at most twice that of the plain run (or four roundings of the accumulators, when that is more:
 // the plain run can be exact by luck), the maximum error at most twice that of the plain run plus one rounding of the
-// dtype at the largest magnitude, and the LSE is within 1e-5 (1e-13 in fp64).
+// dtype at the largest magnitude, and the LSE is within 1e-5 (fp64: everything within about 1e-12).
 bool Acceptable(const Errors& errors, const Truth& truth, DType dtype);
 
 }  // namespace tessera::launcher

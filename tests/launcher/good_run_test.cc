@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -110,6 +111,29 @@ TEST_F(GoodRunTest, BenchWritesOneRecordPerRow) {
     ranks.insert(record["ranks"].get<int>());
   }
   EXPECT_THAT(ranks, ElementsAre(1, 2, 3));
+}
+
+TEST_F(GoodRunTest, BenchMeasuresTheBackwardPassInRowsOfItsOwn) {
+  for (const std::string dtype : {"bf16", "fp64"}) {
+    const Outcome run = RunRanks(3,
+                                 "bench scaling --seq 200 --heads 4 --kv-heads 2 --dim 16 --v-dim 8 --strategy all "
+                                 "--repeat 1 --ranks 1,3 --backward --dtype " +
+                                     dtype + " --json " + Path("b.jsonl"));
+    EXPECT_EQ(run.exit_code, 0) << run.out << run.err;
+    std::ifstream lines(Path("b.jsonl"));
+    std::map<std::string, int> rows;
+    for (std::string line; std::getline(lines, line);) {
+      const auto record = nlohmann::json::parse(line, nullptr, false);
+      ASSERT_TRUE(record.is_object()) << line;
+      EXPECT_EQ(record["bytes_counted"], record["bytes_predicted"]) << line;
+      EXPECT_EQ(record["ok"], true) << line;
+      EXPECT_LT(record["error"]["relative"], dtype == "fp64" ? 1e-12 : 1e-2) << line;
+      ++rows[record["pass"].get<std::string>()];
+    }
+    EXPECT_GT(rows["forward"], 5);
+    EXPECT_EQ(rows["forward"], rows["backward"]);
+    EXPECT_THAT(run.out, HasSubstr("zigzag, backward"));
+  }
 }
 
 TEST_F(GoodRunTest, BenchReplacesRecordsOnlyWithRecords) {

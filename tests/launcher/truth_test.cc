@@ -43,5 +43,13 @@ TEST(TruthTest, TheLogSumExpIsWithinOneInAHundredThousand) {
   EXPECT_FALSE(Accepts(truth, DType::kFloat32, 0, 0, 1.1e-5));
 }
 
+TEST(TruthTest, InFp64OnlyTheOrderOfSumsIsForgiven) {
+  const Truth truth = PlainErrors(0, 0, 1);
+  EXPECT_TRUE(Accepts(truth, DType::kFloat64, 1e-12, 1e-12, 1e-12));
+  EXPECT_FALSE(Accepts(truth, DType::kFloat64, 1e-11, 0));
+  EXPECT_FALSE(Accepts(truth, DType::kFloat64, 0, 1e-11));
+  EXPECT_FALSE(Accepts(truth, DType::kFloat64, 0, 0, 1e-11));
+}
+
 }  // namespace
 }  // namespace tessera::launcher
