@@ -6,63 +6,43 @@
 #include <cmath>
 
 #include "partition/cost_band_index.h"
-#include "partition/planner.h"
+#include "tests/unit/partition/small_plans.h"
 
 namespace tessera {
 namespace {
 
 Problem CausalProblem(int64_t tokens) {
-  Problem problem;
-  problem.query_tokens = problem.key_tokens = tokens;
-  problem.query_heads = 4;
-  problem.kv_heads = 2;
-  problem.qk_width = 8;
-  problem.v_width = 6;
-  problem.mask = *Mask::Causal(tokens, tokens);
-  return problem;
-}
-StatusOr<PlanSpec> Spec(const Problem& problem, const std::string& strategy, int ranks, Pass pass = Pass::kForward) {
-  PlanOptions options;
-  options.pass = pass;
-  options.strategy = strategy;
-  options.ranks = ranks;
-  return MakePlanSpec(problem, options);
-}
-std::vector<std::string> AllStrategies(int ranks) {
-  std::vector<std::string> names = StrategyNames(ranks);
-  for (const char* name : {"tree", "ulysses", "allgather", "double-ring:2", "grid"}) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-  }
-  return names;
+  return SmallProblem(*Mask::Causal(tokens, tokens), tokens);
 }
 
 TEST(PredictedBytes, IsWhatAPersonWouldCount) {
   const Problem problem = CausalProblem(8);
   // Rank 1 attends rank 0's four tokens: 4 rows x 2 heads x (8 + 6) x 2 bytes. Rank 0 attends nothing of rank 1.
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "ring", 2)), 4 * 2 * 14 * 2);
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "ring", 2)), 4 * 2 * 14 * 2);
   // Two ranks swap halves: each sends 4 rows x 2 query heads of q (8), o (6, both 2 bytes) and lse (4 bytes), and 4
   // rows x 1 key/value head of k and v.
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "ulysses", 2)), 2 * (4 * 2 * (8 * 2 + 6 * 2 + 4) + 4 * 1 * 14 * 2));
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "ulysses", 2)), 2 * (4 * 2 * (8 * 2 + 6 * 2 + 4) + 4 * 1 * 14 * 2));
   // Only rank 1's four queries ask rank 0: 4 rows x 4 heads of q down (2 bytes), o and lse up (4 bytes).
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "tree", 2)), 4 * 4 * (8 * 2 + 7 * 4));
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "tree", 2)), 4 * 4 * (8 * 2 + 7 * 4));
 }
 
 TEST(PredictedBytes, IsWhatAPersonWouldCountOfTheBackwardPass) {
   const Problem problem = CausalProblem(8);
   // The same keys and values as forward (2 bytes), and as many elements of their gradients back (4 bytes).
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "ring", 2, Pass::kBackward)), 4 * 2 * 14 * (2 + 4));
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "allgather", 2, Pass::kBackward)),
-            2 * PredictedBytes(*Spec(problem, "allgather", 2)) + PredictedBytes(*Spec(problem, "allgather", 2)));
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "ring", 2, Pass::kBackward)), 4 * 2 * 14 * (2 + 4));
+  EXPECT_EQ(
+      PredictedBytes(*MakeSpec(problem, "allgather", 2, Pass::kBackward)),
+      2 * PredictedBytes(*MakeSpec(problem, "allgather", 2)) + PredictedBytes(*MakeSpec(problem, "allgather", 2)));
   // Swapped halves: q (8) and do (6), 2 bytes each, lse and delta there, dq (8, 2 bytes) back; k and v there, their
   // gradients (4 bytes) back.
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "ulysses", 2, Pass::kBackward)),
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "ulysses", 2, Pass::kBackward)),
             2 * (4 * 2 * (8 * 2 + 6 * 2 + 4 + 4 + 8 * 2) + 4 * 1 * 14 * (2 + 4)));
   // q, do, lse and delta down, dq (4 bytes) up.
-  EXPECT_EQ(PredictedBytes(*Spec(problem, "tree", 2, Pass::kBackward)), 4 * 4 * (8 * 2 + 6 * 2 + 4 + 4 + 8 * 4));
+  EXPECT_EQ(PredictedBytes(*MakeSpec(problem, "tree", 2, Pass::kBackward)), 4 * 4 * (8 * 2 + 6 * 2 + 4 + 4 + 8 * 4));
 }
 
 void ExpectPredicted(const Problem& problem, const std::string& strategy, int ranks, Pass pass) {
-  const StatusOr<PlanSpec> spec = Spec(problem, strategy, ranks, pass);
+  const StatusOr<PlanSpec> spec = MakeSpec(problem, strategy, ranks, pass);
   if (!spec.ok()) return;  // some strategies need a rank count they can factor
   const RankCost total = CountPlan(BuildPlan(*spec)).Total();
   const std::string where = absl::StrCat(strategy, pass == Pass::kForward ? " forward" : " backward", " ranks ", ranks,
@@ -100,7 +80,7 @@ TEST(CountPlan, TakesTheMaximumFieldByField) {
 }
 
 TEST(Simulate, AddsUpASingleRank) {
-  const Plan plan = BuildPlan(*Spec(CausalProblem(64), "ring", 1));
+  const Plan plan = BuildPlan(*MakeSpec(CausalProblem(64), "ring", 1));
   MachineModel machine;
   machine.flops_per_second = 1e6;
   machine.step_overhead_seconds = 0;
@@ -110,7 +90,7 @@ TEST(Simulate, AddsUpASingleRank) {
 }
 
 TEST(Simulate, HidesCommunicationBehindComputeWhenTheLinkIsFast) {
-  const Plan plan = BuildPlan(*Spec(CausalProblem(4096), "zigzag", 8));
+  const Plan plan = BuildPlan(*MakeSpec(CausalProblem(4096), "zigzag", 8));
   MachineModel slow_compute;
   slow_compute.flops_per_second = 1e7;
   const Price hidden = Simulate(plan, slow_compute);
@@ -122,7 +102,7 @@ TEST(Simulate, HidesCommunicationBehindComputeWhenTheLinkIsFast) {
 }
 
 void ExpectOrdered(const std::string& strategy, Pass pass) {
-  const StatusOr<PlanSpec> spec = Spec(CausalProblem(100), strategy, 6, pass);
+  const StatusOr<PlanSpec> spec = MakeSpec(CausalProblem(100), strategy, 6, pass);
   if (!spec.ok()) return;
   const Plan plan = BuildPlan(*spec);
   const Price price = Simulate(plan, {});
@@ -145,7 +125,7 @@ TEST(Simulate, RespectsDependenciesOfEveryStep) {
 }
 
 TEST(Simulate, GivesInfinityForAPlanThatCannotFinish) {
-  Plan plan = BuildPlan(*Spec(CausalProblem(64), "ring", 2));
+  Plan plan = BuildPlan(*MakeSpec(CausalProblem(64), "ring", 2));
   plan.programs[0].steps.clear();
   EXPECT_TRUE(std::isinf(Simulate(plan, {}).seconds));
 }
@@ -154,7 +134,7 @@ TEST(EstimateSeconds, IsNearTheSimulation) {
   MachineModel machine;
   for (const std::string& strategy : AllStrategies(8)) {
     for (const Pass pass : {Pass::kForward, Pass::kBackward}) {
-      const StatusOr<PlanSpec> spec = Spec(CausalProblem(2048), strategy, 8, pass);
+      const StatusOr<PlanSpec> spec = MakeSpec(CausalProblem(2048), strategy, 8, pass);
       if (!spec.ok()) continue;
       for (const auto& [flops, factor] :
            {std::pair(1e9, 3), std::pair(1e12, 4)}) {  // bound by compute; by communication
@@ -170,7 +150,7 @@ TEST(EstimateSeconds, IsNearTheSimulation) {
 
 TEST(EstimateSeconds, ServesTensOfThousandsOfRanks) {
   for (const char* strategy : {"zigzag", "striped", "allgather"}) {
-    EXPECT_GT(EstimateSeconds(*Spec(CausalProblem(int64_t{1} << 22), strategy, 65536), {}), 0);
+    EXPECT_GT(EstimateSeconds(*MakeSpec(CausalProblem(int64_t{1} << 22), strategy, 65536), {}), 0);
   }
 }
 

@@ -1,28 +1,15 @@
 // Verify() of backward plans: defects of a plan written by hand, then random mutations of what planners make.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <functional>
 #include <random>
 
-#include "partition/planner.h"
-#include "partition/verify.h"
+#include "tests/unit/partition/small_plans.h"
 
 namespace tessera {
 namespace {
 
 constexpr HeadRange kHeads{0, 4}, kKvHeads{0, 2};
-
-Problem SmallProblem(Mask mask, int64_t tokens) {
-  Problem problem;
-  problem.query_tokens = problem.key_tokens = tokens;
-  problem.query_heads = 4;
-  problem.kv_heads = 2;
-  problem.qk_width = 8;
-  problem.v_width = 6;
-  problem.mask = std::move(mask);
-  return problem;
-}
 
 // The external slots, then delta (9) and the own partial gradients of query, key and value (10, 11, 12).
 std::vector<Slot> FirstSlots() {
@@ -101,23 +88,6 @@ Plan TwoRanks() {
     plan.programs.push_back(std::move(program));
   }
   return plan;
-}
-
-template <typename Body>
-Body& BodyOf(Plan& plan, int rank, StepId step) {
-  return std::get<Body>(plan.programs[rank].steps[step].body);
-}
-void Erase(RankProgram& program, StepId step) {
-  program.steps.erase(program.steps.begin() + step);
-  for (Step& other : program.steps) {
-    std::erase(other.after, step);
-    for (StepId& after : other.after) after -= after > step;
-  }
-}
-void ExpectError(const Plan& plan, const std::string& text) {
-  const Status status = Verify(plan);
-  EXPECT_FALSE(status.ok()) << "expected: " << text;
-  EXPECT_NE(std::string(status.message()).find(text), std::string::npos) << status.message() << "\nexpected: " << text;
 }
 
 TEST(VerifyBackward, AcceptsAPlanWrittenByHand) {
@@ -292,31 +262,6 @@ TEST(VerifyBackward, CountsEveryQueryHeadOfAGroup) {
   ExpectError(doubled_query, "token 0 of heads [2, 4) reach the query_gradient more than once");
 }
 
-StatusOr<Plan> MakePlan(const Problem& problem, const std::string& strategy, int ranks) {
-  PlanOptions options;
-  options.strategy = strategy;
-  options.ranks = ranks;
-  options.pass = Pass::kBackward;
-  TESSERA_ASSIGN_OR_RETURN(const PlanSpec spec, MakePlanSpec(problem, options));
-  return BuildPlan(spec);
-}
-std::vector<std::string> AllStrategies(int ranks) {
-  std::vector<std::string> names = StrategyNames(ranks);
-  for (const char* name : {"tree", "ulysses", "allgather", "grid", "double-ring:2"}) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-  }
-  return names;
-}
-std::vector<Mask> Masks(int64_t tokens) {
-  const std::vector<int64_t> documents{0, tokens / 5, tokens / 5, tokens / 2, tokens};
-  return {Mask(),
-          *Mask::Full(tokens, tokens),
-          *Mask::Causal(tokens, tokens),
-          *Mask::Causal(tokens, tokens, {3, 0}),
-          *Mask::Documents(tokens, documents, SliceType::kCausal),
-          *Mask::Documents(tokens, documents, SliceType::kBiCausal)};
-}
-
 TEST(VerifyBackward, AcceptsWhatPlannersMake) {
   for (const int ranks : {1, 2, 3, 4, 6, 7, 16}) {
     for (const int64_t tokens : {5, 64, 301}) {  // the last is beyond counting pairs one by one
@@ -326,7 +271,7 @@ TEST(VerifyBackward, AcceptsWhatPlannersMake) {
           problem.query_heads = heads;
           problem.kv_heads = kv_heads;
           for (const std::string& strategy : AllStrategies(ranks)) {
-            const StatusOr<Plan> plan = MakePlan(problem, strategy, ranks);
+            const StatusOr<Plan> plan = MakePlan(problem, strategy, ranks, Pass::kBackward);
             if (!plan.ok()) continue;  // some strategies need a rank count they can factor
             EXPECT_EQ(Verify(*plan), absl::OkStatus())
                 << strategy << " ranks " << ranks << " tokens " << tokens << " heads " << heads << "/" << kv_heads;
@@ -367,24 +312,7 @@ bool Mutate(RankProgram& program, StepId id, std::mt19937& random) {
     changes[below(std::size(changes))]();
     return true;
   }
-  if (auto* send = std::get_if<SendStep>(&body)) {
-    (below(2) == 0 ? send->tag : send->peer) += 1;
-    return true;
-  }
-  if (auto* receive = std::get_if<ReceiveStep>(&body)) {
-    if (below(2) == 0) {
-      ++receive->region.rows.begin;
-    } else {
-      receive->tag += 1;
-    }
-    return true;
-  }
-  if (auto* exchange = std::get_if<ExchangeStep>(&body)) {
-    if (exchange->sends.empty()) return false;
-    Region& region = exchange->sends[below(exchange->sends.size())].region;
-    ++(below(2) == 0 ? region.rows.begin : region.rows.end);
-    return true;
-  }
+  if (const std::optional<bool> changed = MutateMessage(body, random)) return *changed;
   if (auto* add = std::get_if<AddStep>(&body)) {
     if (add->rows.empty()) return false;
     MergeRows& run = add->rows[below(add->rows.size())];
@@ -428,7 +356,7 @@ TEST(VerifyBackward, CatchesRandomMutationsOfPlannersPlans) {
     const std::string strategy = strategies[random() % strategies.size()];
     Problem problem = SmallProblem(mask, tokens);
     if (tokens > 200) problem.query_heads = problem.kv_heads = 13;
-    StatusOr<Plan> plan = MakePlan(problem, strategy, ranks);
+    StatusOr<Plan> plan = MakePlan(problem, strategy, ranks, Pass::kBackward);
     if (!plan.ok()) continue;
     RankProgram& program = plan->programs[random() % ranks];
     if (program.steps.empty()) continue;

@@ -2,26 +2,14 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <chrono>
 #include <functional>
 #include <random>
 
-#include "partition/planner.h"
+#include "tests/unit/partition/small_plans.h"
 
 namespace tessera {
 namespace {
-
-Problem SmallProblem(Mask mask, int64_t tokens) {
-  Problem problem;
-  problem.query_tokens = problem.key_tokens = tokens;
-  problem.query_heads = 4;
-  problem.kv_heads = 2;
-  problem.qk_width = 8;
-  problem.v_width = 6;
-  problem.mask = std::move(mask);
-  return problem;
-}
 
 std::vector<Slot> ExternalSlots(const PlanSpec& spec, int rank) {
   const Problem& p = spec.problem;
@@ -68,23 +56,6 @@ Plan TwoRankRing() {
     plan.programs.push_back(std::move(program));
   }
   return plan;
-}
-
-template <typename Body>
-Body& BodyOf(Plan& plan, int rank, StepId step) {
-  return std::get<Body>(plan.programs[rank].steps[step].body);
-}
-void Erase(RankProgram& program, StepId step) {
-  program.steps.erase(program.steps.begin() + step);
-  for (Step& other : program.steps) {
-    std::erase(other.after, step);
-    for (StepId& after : other.after) after -= after > step;
-  }
-}
-void ExpectError(const Plan& plan, const std::string& text) {
-  const Status status = Verify(plan);
-  EXPECT_FALSE(status.ok()) << "expected: " << text;
-  EXPECT_NE(std::string(status.message()).find(text), std::string::npos) << status.message() << "\nexpected: " << text;
 }
 
 TEST(Verify, AcceptsAPlanWrittenByHand) {
@@ -219,30 +190,6 @@ TEST(Verify, NamesEveryKindOfDefect) {
   }
 }
 
-StatusOr<Plan> MakePlan(const Problem& problem, const std::string& strategy, int ranks) {
-  PlanOptions options;
-  options.strategy = strategy;
-  options.ranks = ranks;
-  TESSERA_ASSIGN_OR_RETURN(const PlanSpec spec, MakePlanSpec(problem, options));
-  return BuildPlan(spec);
-}
-std::vector<std::string> AllStrategies(int ranks) {
-  std::vector<std::string> names = StrategyNames(ranks);
-  for (const char* name : {"tree", "ulysses", "allgather"}) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-  }
-  return names;
-}
-std::vector<Mask> Masks(int64_t tokens) {
-  const std::vector<int64_t> documents{0, tokens / 5, tokens / 5, tokens / 2, tokens};
-  return {Mask(),
-          *Mask::Full(tokens, tokens),
-          *Mask::Causal(tokens, tokens),
-          *Mask::Causal(tokens, tokens, {3, 0}),
-          *Mask::Documents(tokens, documents, SliceType::kCausal),
-          *Mask::Documents(tokens, documents, SliceType::kBiCausal)};
-}
-
 TEST(Verify, AcceptsWhatPlannersMake) {
   for (const int ranks : {1, 2, 3, 4, 6, 7, 16}) {
     for (const int64_t tokens : {5, 64, 301}) {  // the last is beyond counting pairs one by one
@@ -337,24 +284,7 @@ bool Mutate(RankProgram& program, StepId id, std::mt19937& random) {
     }
     return true;
   }
-  if (auto* send = std::get_if<SendStep>(&body)) {
-    (below(2) == 0 ? send->tag : send->peer) += 1;
-    return true;
-  }
-  if (auto* receive = std::get_if<ReceiveStep>(&body)) {
-    if (below(2) == 0) {
-      ++receive->region.rows.begin;
-    } else {
-      receive->tag += 1;
-    }
-    return true;
-  }
-  if (auto* exchange = std::get_if<ExchangeStep>(&body)) {
-    if (exchange->sends.empty()) return false;
-    Region& region = exchange->sends[below(exchange->sends.size())].region;
-    ++(below(2) == 0 ? region.rows.begin : region.rows.end);
-    return true;
-  }
+  if (const std::optional<bool> changed = MutateMessage(body, random)) return *changed;
   if (auto* merge = std::get_if<MergeStep>(&body)) {
     MergeRows& run = merge->rows[below(merge->rows.size())];
     ++(below(2) == 0 ? run.source_row : run.destination_row);
