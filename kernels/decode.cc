@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/decode.h"
 #include "kernels/decode_check.h"
+#include "kernels/find_kernel.h"
 #include "kernels/reference/decode.h"
 
 namespace tessera {
@@ -119,20 +120,7 @@ std::span<const DecodeKernel* const> DecodeKernels() {
 }
 
 StatusOr<const DecodeKernel*> FindDecodeKernel(const DecodeTraits& traits, std::string_view name) {
-  const bool any = name.empty() || name == "auto";
-  std::string reasons;
-  for (const DecodeKernel* kernel : DecodeKernels()) {
-    if (!any && kernel->name() != name) {
-      absl::StrAppend(&reasons, "\n  ", std::string(kernel->name()), ": not the one asked for");
-      continue;
-    }
-    const std::string reason = kernel->WhyNot(traits);
-    if (reason.empty()) return kernel;
-    absl::StrAppend(&reasons, "\n  ", std::string(kernel->name()), ": ", reason);
-  }
-  return absl::NotFoundError(absl::StrCat(
-      "no decode kernel", any ? "" : " called \"", any ? std::string() : std::string(name), any ? "" : "\"", " serves ",
-      std::string(Name(traits.dtype)), " with widths ", traits.qk_width, " and ", traits.v_width, ":", reasons));
+  return FindKernel(DecodeKernels(), traits, name, "decode", "widths");
 }
 
 }  // namespace tessera

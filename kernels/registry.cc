@@ -1,7 +1,6 @@
-#include <string>
-
 #include "kernels/attention.h"
 #include "kernels/cpu/kernel.h"
+#include "kernels/find_kernel.h"
 #include "kernels/reference/reference.h"
 
 namespace tessera {
@@ -16,21 +15,7 @@ std::span<const AttentionKernel* const> AttentionKernels() {
 }
 
 StatusOr<const AttentionKernel*> FindAttentionKernel(const AttentionTraits& traits, std::string_view name) {
-  const bool any = name.empty() || name == "auto";
-  std::string reasons;
-  for (const AttentionKernel* kernel : AttentionKernels()) {
-    if (!any && kernel->name() != name) {
-      absl::StrAppend(&reasons, "\n  ", std::string(kernel->name()), ": not the one asked for");
-      continue;
-    }
-    const std::string reason = kernel->WhyNot(traits);
-    if (reason.empty()) return kernel;
-    absl::StrAppend(&reasons, "\n  ", std::string(kernel->name()), ": ", reason);
-  }
-  return absl::NotFoundError(absl::StrCat("no attention kernel", any ? "" : " called \"",
-                                          any ? std::string() : std::string(name), any ? "" : "\"", " serves ",
-                                          std::string(Name(traits.dtype)), " with head widths ", traits.qk_width,
-                                          " and ", traits.v_width, ":", reasons));
+  return FindKernel(AttentionKernels(), traits, name, "attention", "head widths");
 }
 
 }  // namespace tessera

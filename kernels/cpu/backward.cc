@@ -8,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/rounds.h"
 
 namespace tessera::cpu {
@@ -39,20 +40,16 @@ PieceSize SizeOfPieces(const AttendBackwardArgs& args) {
   return {std::max<int64_t>(1, pairs / group), keys_wanted / kKeyBlock * kKeyBlock};
 }
 
-size_t RoundUp(size_t n) {
-  return (n + ArenaLayout::kMaxLanes - 1) / ArenaLayout::kMaxLanes * ArenaLayout::kMaxLanes;
-}
-
 }  // namespace
 
 BackwardLayout::BackwardLayout(int64_t blocks, int qk_width, int v_width)
-    : qk_stride(static_cast<int>(RoundUp(qk_width))), v_stride(static_cast<int>(RoundUp(v_width))) {
+    : qk_stride(static_cast<int>(RoundUpToLanes(qk_width))), v_stride(static_cast<int>(RoundUpToLanes(v_width))) {
   const size_t pairs = static_cast<size_t>(blocks) * kRowBlock;
   constexpr size_t kPassFloats = size_t{kTilesPerPass} * kRowBlock * kKeyBlock;
   total = 0;
   const auto take = [this](size_t floats) {
     const size_t offset = total;
-    total += RoundUp(floats);
+    total += RoundUpToLanes(floats);
     return offset;
   };
   query = take(pairs * qk_stride);

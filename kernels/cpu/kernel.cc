@@ -11,6 +11,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/lanes.h"
 
 namespace tessera::cpu {
 namespace {
@@ -121,18 +122,15 @@ class CpuKernel final : public AttentionKernel {
   std::string name_;
 };
 
-size_t RoundUp(size_t n) {
-  return (n + ArenaLayout::kMaxLanes - 1) / ArenaLayout::kMaxLanes * ArenaLayout::kMaxLanes;
-}
-
 }  // namespace
 
-ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width) : v_stride(static_cast<int>(RoundUp(v_width))) {
+ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width)
+    : v_stride(static_cast<int>(RoundUpToLanes(v_width))) {
   const size_t rows = static_cast<size_t>(blocks) * kRowBlock;
   total = 0;
   const auto take = [this](size_t floats) {
     const size_t offset = total;
-    total += RoundUp(floats);
+    total += RoundUpToLanes(floats);
     return offset;
   };
   query = take(rows * qk_width);
@@ -143,7 +141,7 @@ ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width) : v_stride(s
   key = take(size_t{kKeyBlock} * qk_width);
   value = take(size_t{kKeyBlock} * v_stride);
   score = take(size_t{kRowBlock} * kKeyBlock);
-  staging = take(4 * RoundUp(qk_width));
+  staging = take(4 * RoundUpToLanes(qk_width));
 }
 
 std::vector<const AttentionKernel*> Kernels() {
