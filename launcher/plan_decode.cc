@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "launcher/lm/decode_shapes.h"
 #include "launcher/machine_flags.h"
 #include "launcher/table.h"
 #include "partition/decode_price.h"
@@ -30,30 +31,26 @@ struct Flags {
   bool timeline = false;
 };
 
-struct Model {
-  const char* name;
-  int hidden, heads, kv_heads, query_rank, latent, nope, rope, value;
-};
-// From the models' config.json files.
-constexpr Model kModels[] = {{"deepseek-v2-lite", 2048, 16, 1, 0, 512, 128, 64, 128},
-                             {"deepseek-v3", 7168, 128, 1, 1536, 512, 128, 64, 128},
-                             {"kimi-k2", 7168, 64, 1, 1536, 512, 128, 64, 128},
-                             {"llama-3-8b", 4096, 32, 8, 0, 0, 128, 0, 128},
-                             {"llama-3-70b", 8192, 64, 8, 0, 0, 128, 0, 128}};
-
 // The model's layer under a batch that the flags give.
-DecodeProblem ProblemOf(const Flags& flags) {
+StatusOr<DecodeProblem> ProblemOf(const Flags& flags) {
+  TESSERA_ASSIGN_OR_RETURN(const DecodeShape shape, ParseDecodeShape(flags.model));
   DecodeProblem problem = flags.problem;
-  for (const Model& model : kModels) {
-    if (flags.model != model.name) continue;
-    problem.hidden = model.hidden;
-    problem.heads = model.heads;
-    problem.kv_heads = model.kv_heads;
-    problem.query_rank = model.query_rank;
-    problem.latent = model.latent;
-    problem.nope = model.nope;
-    problem.rope = model.rope;
-    problem.value = model.value;
+  problem.heads = shape.heads();
+  if (shape.is_mla()) {
+    const MlaShape& mla = shape.mla();
+    problem.hidden = mla.hidden;
+    problem.kv_heads = 1;
+    problem.query_rank = mla.query_rank;
+    problem.latent = mla.latent;
+    problem.nope = mla.nope;
+    problem.rope = mla.rope;
+    problem.value = mla.value;
+  } else {
+    const GqaShape& gqa = shape.gqa();
+    problem.hidden = gqa.hidden;
+    problem.kv_heads = gqa.kv_heads;
+    problem.query_rank = problem.latent = problem.rope = 0;
+    problem.nope = problem.value = gqa.width;
   }
   problem.dtype = ParseDType(flags.dtype).value_or(DType::kBFloat16);
   return problem;
@@ -139,7 +136,7 @@ StatusOr<std::vector<DecodePrice>> PricesFor(const DecodeProblem& problem, const
 }
 
 StatusOr<bool> PrintDecode(const Flags& flags) {
-  const DecodeProblem problem = ProblemOf(flags);
+  TESSERA_ASSIGN_OR_RETURN(const DecodeProblem problem, ProblemOf(flags));
   TESSERA_ASSIGN_OR_RETURN(const DecodePrice choice, ChooseDecodeMethod(problem, flags.ranks, flags.machine));
   TESSERA_ASSIGN_OR_RETURN(const std::vector<DecodePrice> prices, PricesFor(problem, flags, choice));
   const bool one = flags.method != "all";
@@ -167,11 +164,6 @@ StatusOr<bool> PrintDecode(const Flags& flags) {
   return !one || flags.ranks > kMaxRanksBuilt || PrintProgram(problem, prices[0], flags);
 }
 
-std::vector<std::string> ModelNames() {
-  std::vector<std::string> names = {"custom"};
-  for (const Model& model : kModels) names.emplace_back(model.name);
-  return names;
-}
 std::vector<std::string> MethodNames() {
   std::vector<std::string> names = {"all", "auto"};
   for (const DecodeMethod method : AllDecodeMethods()) names.emplace_back(Name(method));
@@ -189,9 +181,7 @@ const CLI::App* AddPlanDecodeCommand(CLI::App& plan, Selection& selection) {
   command->preparse_callback([&plan](size_t) {
     for (CLI::Option* option : plan.get_options()) option->required(false);
   });
-  command->add_option("--model", flags->model, "the layer's shape by name; custom = by the flags below")
-      ->capture_default_str()
-      ->check(CLI::IsMember(ModelNames()));
+  command->add_option("--model", flags->model, "the layer: one of " + DecodeShapeHelp())->capture_default_str();
   command->add_option("--ranks", flags->ranks, "ranks to plan for")->required()->check(CLI::Range(1, kMaxRanks));
   command->add_option("--context", problem.context_tokens, "cached tokens of each sequence")->capture_default_str();
   command->add_option("--batch", problem.batch, "sequences")->capture_default_str();
@@ -200,17 +190,6 @@ const CLI::App* AddPlanDecodeCommand(CLI::App& plan, Selection& selection) {
       ->capture_default_str()
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}));
   command->add_option("--block-tokens", problem.block_tokens, "of caches sharded by tokens")->capture_default_str();
-  command->add_option("--hidden", problem.hidden, "custom: hidden width; 0 = attention alone")->capture_default_str();
-  command->add_option("--heads", problem.heads, "custom: query heads")->capture_default_str();
-  command->add_option("--kv-heads", problem.kv_heads, "custom: key/value heads; 1 for a latent cache")
-      ->capture_default_str();
-  command->add_option("--query-rank", problem.query_rank, "custom: rank of the query projection; 0 = full")
-      ->capture_default_str();
-  command->add_option("--latent", problem.latent, "custom: latent width; 0 = a cache of keys and values")
-      ->capture_default_str();
-  command->add_option("--nope", problem.nope, "custom: key width without rope")->capture_default_str();
-  command->add_option("--rope", problem.rope, "custom: rope width")->capture_default_str();
-  command->add_option("--value", problem.value, "custom: value width")->capture_default_str();
   command->add_option("--method", flags->method, "all, auto, or one, whose plan is shown")
       ->capture_default_str()
       ->check(CLI::IsMember(MethodNames()));

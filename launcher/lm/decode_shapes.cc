@@ -26,8 +26,8 @@ const std::map<std::string, std::variant<MlaShape, GqaShape>>& Known() {
       {"deepseek-v3", Mla(7168, 128, 1536, 512, 128, 64, 128)},
       {"kimi-k2", Mla(7168, 64, 1536, 512, 128, 64, 128)},
       {"deepseek-v2-lite", Mla(2048, 16, 0, 512, 128, 64, 128)},
-      {"llama-3-8b", GqaShape{32, 8, 128}},
-      {"llama-3-70b", GqaShape{64, 8, 128}}};
+      {"llama-3-8b", GqaShape{32, 8, 128, 4096}},
+      {"llama-3-70b", GqaShape{64, 8, 128, 8192}}};
   return known;
 }
 
@@ -52,16 +52,21 @@ StatusOr<DecodeShape> ParseDecodeShape(const std::string& text) {
     TESSERA_RETURN_IF_ERROR(Validate(shape));
     return DecodeShape{text, shape};
   }
-  if (const auto n = Numbers(text, "gqa:", 3); !n.empty()) {
+  auto n = Numbers(text, "gqa:", 3);
+  if (n.empty()) n = Numbers(text, "gqa:", 4);
+  if (!n.empty()) {
     if (n[0] < 1 || n[1] < 1 || n[0] % n[1] != 0 || n[2] < 1) {
       return absl::InvalidArgumentError("--model " + text + ": heads must be a multiple of kv_heads, width at least 1");
     }
-    return DecodeShape{text, GqaShape{n[0], n[1], n[2]}};
+    return DecodeShape{text, GqaShape{n[0], n[1], n[2], n.size() == 4 ? n[3] : 0}};
   }
+  return absl::InvalidArgumentError("--model " + text + ": allowed are " + DecodeShapeHelp());
+}
+
+std::string DecodeShapeHelp() {
   std::string names;
   for (const auto& [name, shape] : Known()) names += name + ", ";
-  return absl::InvalidArgumentError("--model " + text + ": allowed are " + names +
-                                    "mla:D,h,q_rank,C,dn,dr,dv and gqa:h,kv_heads,width");
+  return names + "mla:D,h,q_rank,C,dn,dr,dv (q_rank 0 = none) and gqa:h,kv_heads,width[,D]";
 }
 
 }  // namespace tessera::launcher

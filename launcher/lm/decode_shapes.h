@@ -1,4 +1,4 @@
-// Attention layers that decoding is measured on, by name or by numbers.
+// Attention layers that decoding is priced for and measured on, by name or by numbers.
 #pragma once
 
 #include <string>
@@ -11,10 +11,12 @@
 namespace tessera::launcher {
 
 // Grouped-query attention: keys and values of width `width`, shared by heads / kv_heads query heads each.
+// `hidden` is what projections around it would have; 0 = attention alone.
 struct GqaShape {
   int heads = 0;
   int kv_heads = 0;
   int width = 0;
+  int hidden = 0;
 };
 
 struct DecodeShape {
@@ -26,8 +28,10 @@ struct DecodeShape {
   int heads() const { return is_mla() ? mla().heads : gqa().heads; }
 };
 
-// "deepseek-v3", "kimi-k2", "deepseek-v2-lite", "llama-3-8b", "llama-3-70b"; "mla:D,h,q_rank,C,dn,dr,dv" (q_rank 0 =
-// none) or "gqa:h,kv_heads,width". InvalidArgument names the text and what is allowed.
+// A known model's name, "mla:D,h,q_rank,C,dn,dr,dv" (q_rank 0 = none), "gqa:h,kv_heads,width" or
+// "gqa:h,kv_heads,width,D". InvalidArgument names the text and what is allowed.
 StatusOr<DecodeShape> ParseDecodeShape(const std::string& text);
+// What ParseDecodeShape takes, for the help of --model.
+std::string DecodeShapeHelp();
 
 }  // namespace tessera::launcher

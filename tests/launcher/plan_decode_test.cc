@@ -29,8 +29,7 @@ TEST(PlanDecode, OneMethodComesWithItsPlan) {
     EXPECT_THAT(one.out, HasSubstr(text));
   }
   EXPECT_THAT(one.out, Not(HasSubstr("DIFFER")));
-  const Outcome json =
-      RunAlone("plan decode --model custom --heads 6 --kv-heads 3 --nope 16 --value 8 --ranks 2 --method tree --json");
+  const Outcome json = RunAlone("plan decode --model gqa:6,3,16 --ranks 2 --method tree --json");
   const auto document = nlohmann::json::parse(json.out, nullptr, false);
   ASSERT_TRUE(document.is_object()) << json.out << json.err;
   EXPECT_EQ(document["schema"], "tessera-decode-price-1");
@@ -48,7 +47,8 @@ TEST(PlanDecode, RefusalsSayWhatIsAllowed) {
   };
   expect("", kUsage, "--ranks is required");
   expect("--ranks 2 --method helix", kUsage, "--method");
-  expect("--ranks 2 --model gpt", kUsage, "--model");
+  expect("--ranks 2 --model gpt", kBadInput, "--model gpt: allowed are deepseek-v2-lite, deepseek-v3, ");
+  expect("--ranks 2 --model gqa:6,4,16", kBadInput, "heads must be a multiple of kv_heads");
   expect("--ranks 6 --method tpla --groups 4", kBadInput,
          "groups is 4, which does not divide 6 ranks; groups that do: 1, 2, 3, 6");
   expect("--ranks 3 --method tpla", kBadInput, "groups is 3; it must be one of 1");
