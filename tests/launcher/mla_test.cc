@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "launcher/lm/dense_model.h"
+#include "launcher/lm/text.h"
 #include "runtime/latent/latent_record.h"
 #include "tests/launcher/program.h"
 
@@ -46,7 +47,7 @@ std::vector<float> Logits(const std::string& directory, int tokens) {
   if (!config.ok() || !checkpoint.ok()) return {};
   const auto model = launcher::DenseModel::Create(*checkpoint, *config, 1);
   EXPECT_TRUE(model.ok()) << model.status();
-  const std::vector<int> ids = *launcher::Tokenize(*config, ReadText(kText).substr(0, tokens));
+  const std::vector<int> ids = *launcher::Tokenize(ReadText(kText).substr(0, tokens), *config);
   std::vector<float> logits;
   EXPECT_TRUE(model->Forward(ids, {}, &logits).ok());
   return logits;
@@ -373,7 +374,7 @@ TEST_F(MlaTest, ModelsThatDoNotServe) {
   EditConfig(model, "tokenizer", "bytes");
   EditConfig(model, "n_routed_experts", 8);
   EditConfig(model, "first_k_dense_replace", 1);
-  ExpectRefused(Convert("--transform pca --calibration " + text_, model), kRefused, "8 routed experts");
+  ExpectRefused(Convert("--transform pca --calibration " + text_, model), kRefused, "n_routed_experts 8");
 
   // One NaN among the weights of layer 1.
   std::string bytes = ReadText(kModel + "/model.safetensors");
