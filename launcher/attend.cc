@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "absl/cleanup/cleanup.h"
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/command.h"
 #include "launcher/host.h"
 #include "launcher/output_file.h"
@@ -73,10 +73,8 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, AnyUsable(candidates), "choosing a strategy"));
 
   RunOptions options;
-  options.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
-  options.threads = flags.execution.threads > 0       ? flags.execution.threads
-                    : context.environment.threads > 0 ? context.environment.threads
-                                                      : DefaultThreads(context.place.local_ranks);
+  options.kernel = context.Kernel(flags.execution.kernel);
+  options.threads = context.Threads(flags.execution.threads);
   options.trace = !flags.trace.empty();
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(problem, options.kernel), "choosing a kernel"));
 

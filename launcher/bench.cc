@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "absl/cleanup/cleanup.h"
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/command.h"
 #include "launcher/gradient_truth.h"
 #include "launcher/host.h"
@@ -183,10 +183,8 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
 
   Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows), {},
               {},    {}};
-  bench.options.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
-  bench.options.threads = flags.execution.threads > 0       ? flags.execution.threads
-                          : context.environment.threads > 0 ? context.environment.threads
-                                                            : DefaultThreads(context.place.local_ranks);
+  bench.options.kernel = context.Kernel(flags.execution.kernel);
+  bench.options.threads = context.Threads(flags.execution.threads);
   bench.options.repeats = flags.repeats;
   bench.options.backward = flags.backward;
   bench.options.gradient_rows = bench.rows;

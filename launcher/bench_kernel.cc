@@ -16,6 +16,7 @@
 #include "launcher/host.h"
 #include "launcher/output_file.h"
 #include "launcher/table.h"
+#include "runtime/base/elapsed.h"
 
 namespace tessera::launcher {
 namespace {
@@ -205,7 +206,7 @@ StatusOr<Sample> Measure(Step& step, const Shape& shape, const DecodeKernel& ker
     const std::clock_t cpu = std::clock();
     const auto start = std::chrono::steady_clock::now();
     TESSERA_RETURN_IF_ERROR(step.Run(kernel, shape.context, threads).status());
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    seconds.push_back(SecondsSince(start));
     cpu_seconds.push_back(static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC / threads);
   }
   std::sort(seconds.begin(), seconds.end());

@@ -3,8 +3,10 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
 
 #include "collectives/communicator.h"
+#include "launcher/host.h"
 #include "runtime/base/environment.h"
 #include "runtime/base/status.h"
 
@@ -22,10 +24,18 @@ struct Context {
                ? uniform_local_ranks
                : 0;
   }
+  // What a flag says, or else the environment; threads also have a default: the cores of the node, shared with its
+  // other ranks unless the command runs on this process alone.
+  int Threads(int flag) const {
+    if (flag > 0) return flag;
+    return environment.threads > 0 ? environment.threads : DefaultThreads(world == nullptr ? 1 : place.local_ranks);
+  }
+  std::string Kernel(const std::string& flag) const { return flag.empty() ? environment.kernel : flag; }
   bool root() const { return world == nullptr || world->rank() == 0; }
 };
 
-// True when every check passed. Under a communicator an error must be agreed (see agreement.h) or the job is aborted.
+// True when every check passed. Under a communicator an error must be agreed (see collectives/agreement.h) or the job
+// is aborted.
 using Action = std::function<StatusOr<bool>(const Context&)>;
 
 struct Selection {

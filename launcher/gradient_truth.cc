@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include "collectives/agreement.h"
 #include "kernels/attention.h"
 #include "kernels/attention_backward.h"
-#include "launcher/agreement.h"
 #include "launcher/host.h"
 
 namespace tessera::launcher {

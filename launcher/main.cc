@@ -6,9 +6,9 @@
 #include <string>
 #include <thread>
 
+#include "collectives/agreement.h"
 #include "collectives/mpi/communicator.h"
 #include "collectives/mpi/session.h"
-#include "launcher/agreement.h"
 #include "launcher/build_info.h"
 #include "launcher/command.h"
 #include "launcher/exit_code.h"
@@ -98,9 +98,7 @@ StatusOr<bool> RunOnRanks(Communicator& world, const Parsed& parsed, Context& co
   StatusOr<Environment> environment = ReadEnvironment();
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, environment.status(), "starting"));
   context.environment = *std::move(environment);
-  // The engine's agreement names who differs; ours makes sure that everyone knows that everyone knows.
-  TESSERA_RETURN_IF_ERROR(
-      AgreeOnStatus(world, AgreeOnHash(world, DigestOf(argc, argv), "the command line"), "comparing arguments"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnHash(world, DigestOf(argc, argv), "the command line"));
   if (parsed.exit) return true;
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> local,
                            AllGatherValue(world, context.place.local_ranks, "comparing nodes"));

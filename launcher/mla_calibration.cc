@@ -119,6 +119,16 @@ StatusOr<Calibration> ReadMoments(const ModelConfig& config, const std::string& 
   return calibration;
 }
 
+void AddCalibrationFlags(CLI::App& command, CalibrationFlags& flags) {
+  constexpr char kMomentsHelp[] =
+      "safetensors file of moments for models that this program cannot run: F64 or F32 tensors\n"
+      "layers.N.latent_moment [C, C], the mean over tokens of c^T c with c the normalised latent before gamma;\n"
+      "optional layers.N.latent_mean [C] and layers.N.query_moment [C, C], the mean over tokens of the sum over\n"
+      "heads of Q^T Q with Q = q_nope Wuk^T diag(gamma); metadata \"tokens\": how many tokens";
+  auto* text = command.add_option("--calibration", flags.text, "text whose latents are measured");
+  command.add_option("--moments", flags.moments, kMomentsHelp)->excludes(text);
+}
+
 StatusOr<std::optional<Calibration>> Calibrate(const Checkpoint& checkpoint, const ModelConfig& config,
                                                const CalibrationFlags& flags, int threads) {
   std::optional<Calibration> calibration;

@@ -1,6 +1,7 @@
 // Second moments of a model's latents, made from a text or read from a file, and the bases that follow from them.
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -24,11 +25,7 @@ struct Calibration {
 StatusOr<Calibration> CalibrateOnText(const Checkpoint& checkpoint, const ModelConfig& config, const std::string& path,
                                       int threads);
 
-inline constexpr char kMomentsHelp[] =
-    "safetensors file of moments for models that this program cannot run: F64 or F32 tensors\n"
-    "layers.N.latent_moment [C, C], the mean over tokens of c^T c with c the normalised latent before gamma;\n"
-    "optional layers.N.latent_mean [C] and layers.N.query_moment [C, C], the mean over tokens of the sum over\n"
-    "heads of Q^T Q with Q = q_nope Wuk^T diag(gamma); metadata \"tokens\": how many tokens";
+// The file is as the help of --moments says.
 StatusOr<Calibration> ReadMoments(const ModelConfig& config, const std::string& path);
 
 // At most one of the two paths is given; nullopt without either.
@@ -36,6 +33,7 @@ struct CalibrationFlags {
   std::string text;
   std::string moments;
 };
+void AddCalibrationFlags(CLI::App& command, CalibrationFlags& flags);  // --calibration --moments
 StatusOr<std::optional<Calibration>> Calibrate(const Checkpoint& checkpoint, const ModelConfig& config,
                                                const CalibrationFlags& flags, int threads);
 

@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_join.h"
 #include "launcher/build_info.h"
-#include "launcher/host.h"
 #include "launcher/mla_calibration.h"
 #include "launcher/mla_command.h"
 #include "launcher/progress.h"
@@ -236,9 +235,7 @@ StatusOr<bool> Convert(const Flags& flags, const Context& context) {
   progress.Say("reading headers");
   StagedDirectory staging;
   TESSERA_ASSIGN_OR_RETURN(const Source source, OpenSource(flags));
-  const int threads = flags.threads > 0                 ? flags.threads
-                      : context.environment.threads > 0 ? context.environment.threads
-                                                        : UsableCores();
+  const int threads = context.Threads(flags.threads);
   if (!flags.calibration.text.empty()) progress.Say("reading " + flags.calibration.text);
   TESSERA_ASSIGN_OR_RETURN(const std::optional<Calibration> calibration,
                            Calibrate(source.checkpoint, source.config, flags.calibration, threads));
@@ -274,8 +271,7 @@ void AddMlaConvertCommand(CLI::App& mla, Selection& selection) {
                    "F64 tensors layers.N.basis [C, C], or one `basis`, whose columns are the new basis")
       ->required();
   command->add_option("--seed", flags->seed, "of the Hadamard transform's signs")->capture_default_str();
-  auto* text = command->add_option("--calibration", flags->calibration.text, "text whose latents are measured");
-  command->add_option("--moments", flags->calibration.moments, kMomentsHelp)->excludes(text);
+  AddCalibrationFlags(*command, flags->calibration);
   command->add_option("--groups", flags->groups, "numbers of groups to fit mu for and to show (default: 2, 4, 8)")
       ->delimiter(',');
   command->add_option("--threads", flags->threads, "threads for the calibration")->check(CLI::Range(1, 4096));

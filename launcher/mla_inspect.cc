@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_join.h"
-#include "launcher/host.h"
 #include "launcher/mla_calibration.h"
 #include "launcher/mla_command.h"
 #include "launcher/output_file.h"
@@ -114,9 +113,7 @@ StatusOr<bool> Inspect(const Flags& flags, const Context& context) {
       {{"--calibration", flags.calibration.text}, {"--moments", flags.calibration.moments}}, {{"--json", flags.json}}));
   if (!flags.json.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.json));
   const std::vector<int> groups = flags.groups.empty() ? PossibleGroups(latent, 4) : flags.groups;
-  const int threads = flags.threads > 0                 ? flags.threads
-                      : context.environment.threads > 0 ? context.environment.threads
-                                                        : UsableCores();
+  const int threads = context.Threads(flags.threads);
   progress.Say("measuring latents");
   TESSERA_ASSIGN_OR_RETURN(const std::optional<Calibration> calibration,
                            Calibrate(checkpoint, config, flags.calibration, threads));
@@ -164,8 +161,7 @@ void AddMlaInspectCommand(CLI::App& mla, Selection& selection) {
   const auto flags = std::make_shared<Flags>();
   CLI::App* command = mla.add_subcommand("inspect", "latent energy per shard and predicted logit errors, per layer");
   command->add_option("--model", flags->model, "directory of a checkpoint in DeepSeek-V2 or V3 layout")->required();
-  auto* text = command->add_option("--calibration", flags->calibration.text, "text whose latents are measured");
-  command->add_option("--moments", flags->calibration.moments, kMomentsHelp)->excludes(text);
+  AddCalibrationFlags(*command, flags->calibration);
   command->add_option("--groups", flags->groups, "numbers of groups to look at (default: 2, 3, 4 where they divide)")
       ->delimiter(',');
   command->add_option("--seed", flags->seed, "of the Hadamard transform's signs")->capture_default_str();

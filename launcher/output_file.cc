@@ -11,7 +11,7 @@
 #include <optional>
 #include <random>
 
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/temporary_file.h"
 #include "runtime/base/safetensors.h"
 

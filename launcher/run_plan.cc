@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/host.h"
 #include "partition/cost.h"
 #include "runtime/device/stream.h"

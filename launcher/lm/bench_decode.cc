@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "absl/cleanup/cleanup.h"
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/build_info.h"
 #include "launcher/command.h"
 #include "launcher/host.h"
@@ -187,10 +187,8 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
   load.query_tokens = flags.query_tokens;
   load.dtype = *ParseDType(flags.dtype);
   load.seed = flags.seed;
-  load.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
-  load.threads = flags.execution.threads > 0       ? flags.execution.threads
-                 : context.environment.threads > 0 ? context.environment.threads
-                                                   : DefaultThreads(context.place.local_ranks);
+  load.kernel = context.Kernel(flags.execution.kernel);
+  load.threads = context.Threads(flags.execution.threads);
   progress.Say("making weights");
   std::optional<RandomMlaWeights> weights;
   if (shape->is_mla()) weights.emplace(shape->mla(), flags.seed);
@@ -264,8 +262,7 @@ void AddDecodeBench(CLI::App& bench, Selection& selection) {
   CLI::App* command = bench.add_subcommand("decode", "one decode step of one attention layer, by every method");
   command
       ->add_option("--model", flags->model,
-                   "deepseek-v3, kimi-k2, deepseek-v2-lite, llama-3-8b, llama-3-70b (attention alone for these two),\n"
-                   "mla:D,h,q_rank,C,dn,dr,dv or gqa:h,kv_heads,width")
+                   "the layer: one of " + DecodeShapeHelp() + "; attention alone without a latent")
       ->capture_default_str();
   command->add_option("--context", flags->context, "cached tokens per sequence")
       ->check(CLI::Range(int64_t{1}, kMostTokens))

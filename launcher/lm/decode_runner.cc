@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 
 namespace tessera::launcher {
 

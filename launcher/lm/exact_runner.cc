@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "partition/planner.h"
 
 namespace tessera::launcher {

@@ -6,9 +6,8 @@
 #include <numeric>
 #include <random>
 
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/command.h"
-#include "launcher/host.h"
 #include "launcher/lm/decode_runner.h"
 #include "launcher/lm/method.h"
 #include "launcher/lm/text.h"
@@ -64,9 +63,7 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   exact.dtype = *ParseDType(flags.dtype);
   exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
   exact.keep_cache_rows = true;
-  exact.threads = flags.execution.threads > 0       ? flags.execution.threads
-                  : context.environment.threads > 0 ? context.environment.threads
-                                                    : DefaultThreads(context.place.local_ranks);
+  exact.threads = context.Threads(flags.execution.threads);
   progress.Say("loading " + flags.model);
   StatusOr<LoadedModel> loaded = LoadModel(flags.model, exact.compute, exact.threads);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, loaded.status(), "loading the model"));

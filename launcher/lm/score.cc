@@ -9,9 +9,8 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_split.h"
-#include "launcher/agreement.h"
+#include "collectives/agreement.h"
 #include "launcher/command.h"
-#include "launcher/host.h"
 #include "launcher/lm/decode_runner.h"
 #include "launcher/lm/exact_runner.h"
 #include "launcher/lm/method.h"
@@ -20,6 +19,7 @@
 #include "launcher/problem_flags.h"
 #include "launcher/progress.h"
 #include "launcher/table.h"
+#include "runtime/base/elapsed.h"
 
 namespace tessera::launcher {
 namespace {
@@ -101,7 +101,7 @@ class Scorer {
         ++score.bytes;
       }
     }
-    score.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    score.seconds = SecondsSince(start);
     TESSERA_ASSIGN_OR_RETURN(const auto bits, AllGatherValue(comm_, score.bits, "adding up bits"));
     TESSERA_ASSIGN_OR_RETURN(const auto bytes, AllGatherValue(comm_, score.bytes, "adding up bytes"));
     score.bits = 0;
@@ -152,7 +152,7 @@ class Scorer {
       TESSERA_RETURN_IF_ERROR(DecodeWindows(*runner, sequences, first, prefix, score));
       for (SequenceId sequence : sequences) TESSERA_RETURN_IF_ERROR(runner->decoder().Release(sequence));
     }
-    score.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    score.seconds = SecondsSince(start);
     return score;
   }
 
@@ -230,10 +230,8 @@ StatusOr<bool> RunScore(const Flags& flags, const Context& context) {
   exact.ranks_per_node = context.RanksPerNode(world.size());
   exact.dtype = *ParseDType(flags.dtype);
   exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
-  exact.kernel = flags.execution.kernel.empty() ? context.environment.kernel : flags.execution.kernel;
-  exact.threads = flags.execution.threads > 0       ? flags.execution.threads
-                  : context.environment.threads > 0 ? context.environment.threads
-                                                    : DefaultThreads(context.place.local_ranks);
+  exact.kernel = context.Kernel(flags.execution.kernel);
+  exact.threads = context.Threads(flags.execution.threads);
   progress.Say("loading " + flags.model);
   StatusOr<Inputs> inputs = Load(flags, exact, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, inputs.status(), "loading the model"));

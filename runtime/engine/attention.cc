@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "collectives/agreement.h"
 #include "partition/planner.h"
 #include "runtime/engine/attention_computer.h"
 #include "runtime/engine/executor.h"
@@ -157,7 +158,7 @@ StatusOr<std::unique_ptr<Attention>> Attention::Create(Communicator& comm, const
     TESSERA_RETURN_IF_ERROR(PrepareProgram(state->forward, comm.rank()));
     return options.backward ? PrepareProgram(*state->backward, comm.rank()) : absl::OkStatus();
   }();
-  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to execute the plan"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, local, "preparing to execute the plan"));
   for (ReadyPass* pass : {&state->forward, state->backward.get()}) {
     if (pass == nullptr) continue;
     TESSERA_ASSIGN_OR_RETURN(pass->comms, Connect(comm, pass->program.groups));

@@ -90,10 +90,4 @@ class Attention {
   std::unique_ptr<State> state_;
 };
 
-// Gathers every rank's digest and fails on all ranks, naming the ones that disagree with the majority.
-Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what);
-
-// Gathers every rank's status; all return the error of the lowest rank that has one, naming it.
-Status AgreeOnReadiness(Communicator& comm, const Status& status, std::string_view what);
-
 }  // namespace tessera

@@ -4,6 +4,7 @@
 #include <list>
 #include <utility>
 
+#include "collectives/agreement.h"
 #include "kernels/decode_check.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/slots.h"
@@ -173,7 +174,7 @@ StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(Communicator&
     }
     return state->ChooseKernel(spec.kv_heads == 1 && spec.v_width < spec.qk_width);
   }();
-  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, local, "preparing to decode"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, local, "preparing to decode"));
   const RankProgram program = BuildDecodeProgram(state->spec, comm.rank());
   TESSERA_ASSIGN_OR_RETURN(state->comms, Connect(comm, program.groups));
   TESSERA_RETURN_IF_ERROR(state->PlanFor(0).status());

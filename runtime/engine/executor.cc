@@ -7,6 +7,8 @@
 #include <queue>
 #include <thread>
 
+#include "runtime/base/elapsed.h"
+
 namespace tessera {
 namespace {
 
@@ -266,7 +268,7 @@ Status Executor::Run(const SlotTable& slots, const StepComputer& computer, Execu
   }
   if (compute_ != nullptr) TESSERA_RETURN_IF_ERROR(compute_->Synchronize());
   comms_.world->ReportProgress({RankState::kIdle, -1});
-  stats.seconds = std::chrono::duration<double>(Clock::now() - run.start).count();
+  stats.seconds = SecondsSince(run.start);
   stats.compute_seconds = std::chrono::duration<double>(run.compute_time).count();
   stats.exposed_seconds = std::chrono::duration<double>(run.exposed_time).count();
   return absl::OkStatus();

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <utility>
 
+#include "collectives/agreement.h"
+#include "runtime/base/elapsed.h"
 #include "runtime/device/buffer.h"
 #include "runtime/engine/attention.h"
 #include "runtime/engine/reshard_check.h"
@@ -249,7 +251,7 @@ StatusOr<std::unique_ptr<CacheReshard>> CacheReshard::Create(Communicator& comm,
   state->chunk = ChunkBytes(state->plan, options);
   Status ready = state->Prepare(destination);
   if (ready.ok()) ready = state->MakeLanes();
-  const Status agreed = AgreeOnReadiness(comm, ready, "reshard");
+  const Status agreed = AgreeOnStatus(comm, ready, "reshard");
   if (!agreed.ok()) {
     state->ReleaseSequences();
     return agreed;
@@ -262,7 +264,7 @@ Status CacheReshard::Move(Range layers, const ReshardSource& source) {
   if (!s.failure.ok()) return s.failure;
   const auto start = std::chrono::steady_clock::now();
   TESSERA_RETURN_IF_ERROR(
-      AgreeOnReadiness(*s.comm, CheckSource(s.plan.spec, s.options, s.comm->rank(), layers, source), "reshard"));
+      AgreeOnStatus(*s.comm, CheckSource(s.plan.spec, s.options, s.comm->rank(), layers, source), "reshard"));
   TESSERA_RETURN_IF_ERROR(
       AgreeOnHash(*s.comm, static_cast<uint64_t>(layers.begin << 32 | layers.end), "layers of a reshard"));
   const Traffic before = s.comm->traffic();
@@ -273,7 +275,7 @@ Status CacheReshard::Move(Range layers, const ReshardSource& source) {
   const Traffic after = s.comm->traffic();
   s.stats.traffic = {after.bytes_sent - before.bytes_sent, after.bytes_received - before.bytes_received,
                      after.messages_sent - before.messages_sent, after.messages_received - before.messages_received};
-  s.stats.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  s.stats.seconds = SecondsSince(start);
   return absl::OkStatus();
 }
 

@@ -1,24 +1,12 @@
 #include "runtime/latent/mla_decoder.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+
+#include "collectives/agreement.h"
 
 namespace tessera {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Adds the time of its scope to a sum.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
-  ~Stopwatch() { seconds_ += std::chrono::duration<double>(Clock::now() - start_).count(); }
-
- private:
-  double& seconds_;
-  Clock::time_point start_ = Clock::now();
-};
 
 DecodeSpec SpecOf(const MlaShape& shape, const MlaDecoderOptions& options, int ranks, int latent_columns) {
   DecodeSpec spec;
@@ -89,7 +77,7 @@ StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, con
   cache.page_tokens = options.page_tokens;
   cache.pages = options.pages;
   StatusOr<PagedCache> made = PagedCache::Create(cache);
-  TESSERA_RETURN_IF_ERROR(AgreeOnReadiness(comm, made.status(), "creating the cache"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, made.status(), "creating the cache"));
   decoder->cache_ = std::make_unique<PagedCache>(*std::move(made));
 
   DecodeOptions attention;
@@ -225,7 +213,7 @@ Status MlaDecoder::BeginStep(std::span<const StepTokens> step) {
     local_rows.push_back(it == sequences_.end() ? 0 : cache_->rows(it->second.local));
   }
   const Status local = grow();
-  if (Status agreed = AgreeOnReadiness(comm_, local, "making room in the cache"); !agreed.ok()) {
+  if (Status agreed = AgreeOnStatus(comm_, local, "making room in the cache"); !agreed.ok()) {
     // Ranks that had room give it back, so that the sequences are what they were everywhere.
     if (local.ok()) {
       for (size_t i = 0; i < step.size(); ++i) {
@@ -247,97 +235,6 @@ Status MlaDecoder::BeginStep(std::span<const StepTokens> step) {
     sequence.tokens += entry.tokens;
   }
   stats_ = {};
-  return absl::OkStatus();
-}
-
-void MlaDecoder::StoreRows(int layer, const float* kv) {
-  const int rank = comm_.rank();
-  const auto& columns = share_.latent_columns;
-  const DType dtype = options_.cache_dtype;
-  for (const StepTokens& entry : step_) {
-    const Sequence& sequence = sequences_.at(entry.sequence);
-    for (int64_t token = sequence.tokens - entry.tokens; token < sequence.tokens; ++token, kv += shape_.cache_width()) {
-      if (!sharding_.Holds(rank, token)) continue;
-      std::byte* row = cache_->Key(layer, sequence.local, sharding_.LocalRows(rank, token));
-      for (int64_t c = 0; c < columns.size(); ++c) StoreFromFloat(row, dtype, c, kv[columns.begin + c]);
-      for (int c = 0; c < shape_.rope; ++c) StoreFromFloat(row, dtype, columns.size() + c, kv[shape_.latent + c]);
-    }
-  }
-}
-
-Status MlaDecoder::AttendCache(int layer, const float* query, std::vector<float>& latent_output) {
-  const int64_t rows = step_rows();
-  const int columns = layers_[layer].maps.latent_columns();
-  const int query_heads = share_.query_heads.size();
-  const int output_heads = attended_heads_.size();
-  const int width = columns + shape_.rope;
-  const DType dtype = options_.cache_dtype;
-  std::vector<std::byte> rounded(rows * query_heads * width * SizeInBytes(dtype));
-  const float multiplier = layers_[layer].softmax_multiplier;
-  for (int64_t i = 0; i < rows * query_heads; ++i) {
-    for (int c = 0; c < width; ++c) {
-      StoreFromFloat(rounded.data(), dtype, i * width + c, query[i * width + c] * (c < columns ? multiplier : 1.0f));
-    }
-  }
-  std::vector<DecodeSequence> sequences;
-  int64_t first_row = 0;
-  for (size_t i = 0; i < step_.size(); ++i) {
-    sequences.push_back({first_row, cache_->pages(sequences_.at(step_[i].sequence).local), visible_[i]});
-    first_row += step_[i].tokens;
-  }
-  latent_output.resize(rows * output_heads * columns);
-  std::vector<float> lse(rows * output_heads);
-  TESSERA_RETURN_IF_ERROR(
-      attention_->Run(TensorView::Dense(rounded.data(), dtype, rows, query_heads, width), cache_->layer(layer),
-                      sequences, TensorView::Dense(latent_output.data(), DType::kFloat32, rows, output_heads, columns),
-                      TensorView::Dense(lse.data(), DType::kFloat32, rows, output_heads, 1)));
-  if (share_.output_heads == attended_heads_) return absl::OkStatus();
-  const int64_t kept = int64_t{share_.output_heads.size()} * columns;
-  const int64_t first = int64_t{share_.output_heads.begin - attended_heads_.begin} * columns;
-  for (int64_t r = 0; r < rows; ++r) {
-    std::copy_n(latent_output.data() + r * output_heads * columns + first, kept, latent_output.data() + r * kept);
-  }
-  latent_output.resize(rows * kept);
-  return absl::OkStatus();
-}
-
-Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
-  if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": there are ", layers_.size()));
-  }
-  const int64_t rows = step_rows();
-  const int threads = options_.threads;
-  const MlaProjections& maps = layers_[layer].maps;
-  const Stopwatch total(stats_.seconds);
-  std::vector<float> absorbed(rows * share_.query_heads.size() * int64_t{maps.latent_columns() + shape_.rope});
-  {
-    const Stopwatch watch(stats_.projection_seconds);
-    std::vector<float> kv(rows * shape_.cache_width());
-    std::vector<float> query(rows * share_.query_heads.size() * int64_t{shape_.qk_width()});
-    TESSERA_RETURN_IF_ERROR(maps.ProjectCacheRows(hidden, positions_, rope_, kv.data(), threads));
-    StoreRows(layer, kv.data());
-    TESSERA_RETURN_IF_ERROR(maps.ProjectQuery(hidden, positions_, rope_, query.data(), threads));
-    TESSERA_RETURN_IF_ERROR(maps.Absorb(query.data(), rows, absorbed.data(), threads));
-  }
-  std::vector<float> latent_output;
-  {
-    const Stopwatch watch(stats_.attention_seconds);
-    TESSERA_RETURN_IF_ERROR(AttendCache(layer, absorbed.data(), latent_output));
-    stats_.attention_bytes += attention_->stats().traffic.bytes_received;
-  }
-  std::vector<float> summand(rows * shape_.hidden);
-  {
-    const Stopwatch watch(stats_.projection_seconds);
-    std::vector<float> value(rows * share_.output_heads.size() * int64_t{shape_.value});
-    TESSERA_RETURN_IF_ERROR(maps.ProjectValue(latent_output.data(), rows, value.data(), threads));
-    TESSERA_RETURN_IF_ERROR(maps.ProjectOutput(value.data(), rows, summand.data(), threads));
-    for (float& x : summand) x *= layers_[layer].out_scale;
-  }
-  const Stopwatch watch(stats_.all_reduce_seconds);
-  const int64_t before = comm_.traffic().bytes_received;
-  TESSERA_ASSIGN_OR_RETURN(Request sum, comm_.AllReduceSum(summand, {out, summand.size()}));
-  TESSERA_RETURN_IF_ERROR(Wait(comm_, sum, "the sum of the heads' outputs"));
-  stats_.all_reduce_bytes += comm_.traffic().bytes_received - before;
   return absl::OkStatus();
 }
 

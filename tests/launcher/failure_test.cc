@@ -82,7 +82,7 @@ TEST_F(FailureTest, SlowLocalWorkIsNoStall) {
                                   " attend --deadline 1 --verify 2 --mask documents:/dev/stdin --input " +
                                   input);
   EXPECT_EQ(attend.exit_code, 3) << attend.err;
-  EXPECT_THAT(attend.err, ::testing::HasSubstr("rank 1: /dev/stdin"));
+  EXPECT_THAT(attend.err, ::testing::HasSubstr("rank 1, checking the input: /dev/stdin"));
   const Outcome plan = RunShell("(sleep 3; echo 0 9) | TESSERA_DEADLINE_SECONDS=1 " TESSERA_TEST_MPIEXEC
                                 " -n 2 " TESSERA_TEST_PROGRAM " plan --seq 9 --ranks 2 --mask documents:/dev/stdin");
   EXPECT_EQ(plan.exit_code, 0) << plan.err;

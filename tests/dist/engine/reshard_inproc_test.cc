@@ -90,7 +90,7 @@ TEST(CacheReshard, DisagreementAndWrongSourcesAreErrorsEverywhereAndRecoverable)
     const auto text = [&](Range layers, const ReshardSource& from) {
       return std::string(reshard->Move(layers, from).message());
     };
-    EXPECT_EQ(text({0, 2}, source), "rank 0, reshard: layers [0, 2) are to move; there are 1");
+    EXPECT_EQ(text({0, 2}, source), "layers [0, 2) are to move; there are 1");
     std::vector<SequenceId> wrong = caches.ids;
     if (rank == 1) wrong[1] = 99;
     EXPECT_EQ(text({0, 1}, {&caches.source, wrong, {}}), "rank 1, reshard: the source has no sequence 99");

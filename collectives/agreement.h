@@ -2,6 +2,7 @@
 // waiting.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <span>
 #include <string>
@@ -12,7 +13,7 @@
 #include "collectives/communicator.h"
 #include "runtime/base/status.h"
 
-namespace tessera::launcher {
+namespace tessera {
 
 // `what` says in errors what the ranks were doing before they meet here: "loading tensors".
 
@@ -31,11 +32,16 @@ requires std::is_trivially_copyable_v<T> StatusOr<std::vector<T>> AllGatherValue
   return values;
 }
 
-// Collective. OK on every rank when `local` is OK on every rank; otherwise the lowest failing rank's error, the same on
-// every rank and marked as agreed.
+// Collective. OK on every rank when `local` is OK on every rank; otherwise the lowest failing rank's error with its
+// whole text, the same on every rank and marked as agreed. It names that rank and `what`, unless all ranks say the
+// same. An error that is agreed already is returned as it is, without asking: it must come from this communicator.
 Status AgreeOnStatus(Communicator& comm, const Status& local, std::string_view what);
+
+// Collective. FailedPrecondition on every rank, marked as agreed, unless all digests are equal; it names the ranks that
+// differ from the majority.
+Status AgreeOnHash(Communicator& comm, uint64_t digest, std::string_view what);
 
 // Whether every rank is known to hold this same error, so that one of them prints it and all of them leave quietly.
 bool IsAgreed(const Status& status);
 
-}  // namespace tessera::launcher
+}  // namespace tessera
