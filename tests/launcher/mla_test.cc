@@ -389,12 +389,14 @@ TEST_F(MlaTest, ModelsThatDoNotServe) {
   Write("nan/model.safetensors", bytes);
   ExpectRefused(Convert("--transform identity", model), kBadInput,
                 "tensor \"model.layers.1.self_attn.kv_b_proj.weight\" holds nan at [1, 2]");
-  // Where no conversion changes it, it shows in what the model computes.
+  // Weights that are finite, but whose products are not, show in what the model computes.
   bytes = ReadText(kModel + "/model.safetensors");
   const auto mlp = file->Find("model.layers.1.mlp.up_proj.weight");
   ASSERT_TRUE(mlp.ok());
-  bytes[data + (*mlp)->begin_byte] = '\xff';
-  bytes[data + (*mlp)->begin_byte + 1] = '\x7f';
+  for (size_t column = 0; column < 256; ++column) {
+    bytes[data + (*mlp)->begin_byte + 2 * column] = '\x7f';
+    bytes[data + (*mlp)->begin_byte + 2 * column + 1] = '\x7f';
+  }
   Write("nan/model.safetensors", bytes);
   ExpectRefused(Convert("--transform hadamard --calibration " + text_, model), kBadInput,
                 "the latents of layer 2 are not finite");
