@@ -62,6 +62,7 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   exact.strategy = flags.execution.strategy;
   exact.dtype = *ParseDType(flags.dtype);
   exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+  exact.kernel = context.Kernel(flags.execution.kernel);
   exact.keep_cache_rows = true;
   exact.threads = context.Threads(flags.execution.threads);
   progress.Say("loading " + flags.model);

@@ -79,8 +79,12 @@ StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, int ranks
     }
     for (int g : groups) {
       if (ranks % g != 0) {
+        std::string allowed = "1";
+        for (int divisor = 2; divisor <= ranks; ++divisor) {
+          if (ranks % divisor == 0) absl::StrAppend(&allowed, ", ", divisor);
+        }
         return absl::InvalidArgumentError(
-            absl::StrFormat("--groups %d: each slice needs the same number of ranks, and there are %d", g, ranks));
+            absl::StrFormat("--groups %d does not divide %d ranks; allowed: %s", g, ranks, allowed));
       }
       for (const std::string& multiplier : flags.multipliers) {
         for (const std::string& norm : flags.norms) {

@@ -151,8 +151,11 @@ std::string AttentionPrefix(int layer) {
 
 StatusOr<MlaWeights> ReadMlaWeights(const Checkpoint& checkpoint, const MlaShape& shape, int layer) {
   const std::string prefix = AttentionPrefix(layer);
-  const auto read = [&](const char* name, int64_t rows, int64_t columns) {
-    return checkpoint.Matrix(absl::StrCat(prefix, name, ".weight"), rows, columns);
+  const auto read = [&](const char* name, int64_t rows, int64_t columns) -> StatusOr<MatrixView> {
+    const std::string full = absl::StrCat(prefix, name, ".weight");
+    TESSERA_ASSIGN_OR_RETURN(const MatrixView matrix, checkpoint.Matrix(full, rows, columns));
+    TESSERA_RETURN_IF_ERROR(CheckFinite(matrix, full));
+    return matrix;
   };
   MlaWeights weights;
   const int64_t heads = shape.heads;

@@ -40,7 +40,7 @@ class Checkpoint {
 
 // "model.layers.3.self_attn."
 std::string AttentionPrefix(int layer);
-// The attention weights of one layer; views into the mapping. Errors as Checkpoint::Matrix.
+// The attention weights of one layer; views into the mapping. Errors as Checkpoint::Matrix and CheckFinite.
 StatusOr<MlaWeights> ReadMlaWeights(const Checkpoint& checkpoint, const MlaShape& shape, int layer);
 // InvalidArgument naming tensor and index when a matrix holds a NaN or an infinity.
 Status CheckFinite(const MatrixView& matrix, std::string_view name);

@@ -52,6 +52,10 @@ MlaDecoder::MlaDecoder(Communicator& comm, const MlaShape& shape, const MlaDecod
 StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, const MlaShape& shape,
                                                          const MlaDecoderOptions& options) {
   TESSERA_RETURN_IF_ERROR(Validate(shape));
+  if (options.max_positions < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_positions is ", options.max_positions, "; it must be at least 1"));
+  }
   auto decoder = std::unique_ptr<MlaDecoder>(new MlaDecoder(comm, shape, options));
   CacheSharding& sharding = decoder->sharding_;
   sharding.axis = SpecOf(shape, options, comm.size(), shape.latent).axis();
@@ -131,6 +135,7 @@ Status MlaDecoder::Truncate(SequenceId sequence, int64_t tokens) {
         absl::StrCat("truncate to ", tokens, " tokens: sequence ", sequence, " has ", it->second.tokens));
   }
   TESSERA_RETURN_IF_ERROR(cache_->Truncate(it->second.local, sharding_.LocalRows(comm_.rank(), tokens)));
+  EndStep();
   it->second.tokens = tokens;
   return absl::OkStatus();
 }
@@ -139,6 +144,7 @@ Status MlaDecoder::Release(SequenceId sequence) {
   const auto it = sequences_.find(sequence);
   if (it == sequences_.end()) return absl::NotFoundError(absl::StrCat("no sequence ", sequence));
   TESSERA_RETURN_IF_ERROR(cache_->Release(it->second.local));
+  EndStep();
   sequences_.erase(it);
   return absl::OkStatus();
 }
@@ -156,6 +162,7 @@ Status MlaDecoder::Adopt(SequenceId sequence, int64_t tokens) {
     return absl::FailedPreconditionError(
         absl::StrCat("sequence ", sequence, " has ", rows, " local rows; ", tokens, " tokens need ", expected));
   }
+  EndStep();
   it->second.tokens = tokens;
   return absl::OkStatus();
 }
@@ -185,7 +192,15 @@ StatusOr<std::vector<SequenceId>> MlaDecoder::TakeOver(const std::vector<Layout>
   return started;
 }
 
+void MlaDecoder::EndStep() {
+  in_step_ = false;
+  step_.clear();
+  positions_.clear();
+  visible_.clear();
+}
+
 Status MlaDecoder::BeginStep(std::span<const StepTokens> step) {
+  EndStep();
   const int rank = comm_.rank();
   const auto grow = [&]() -> Status {
     std::vector<CacheGrowth> growth;
@@ -222,9 +237,8 @@ Status MlaDecoder::BeginStep(std::span<const StepTokens> step) {
     }
     return agreed;
   }
+  in_step_ = true;
   step_.assign(step.begin(), step.end());
-  positions_.clear();
-  visible_.clear();
   for (const StepTokens& entry : step) {
     Sequence& sequence = sequences_.at(entry.sequence);
     auto& visible = visible_.emplace_back();

@@ -88,6 +88,8 @@ class MlaDecoder {
   std::span<const int64_t> step_positions() const { return positions_; }
   // Collective, synchronous. hidden [step_rows, D] fp32, the same on every rank -> out [step_rows, D] fp32, the same on
   // every rank up to nothing (sums are in rank order). Writes the step's latents to the cache, then attends.
+  // FailedPrecondition without a step: one begins with a BeginStep that succeeds and ends with the next BeginStep,
+  // Truncate, Release or Adopt.
   Status Attend(int layer, const float* hidden, float* out);
 
   const MlaShape& shape() const { return shape_; }
@@ -114,6 +116,7 @@ class MlaDecoder {
     float out_scale = 1.0f;
   };
   MlaDecoder(Communicator& comm, const MlaShape& shape, const MlaDecoderOptions& options);
+  void EndStep();
   void StoreRows(int layer, const float* kv);
   Status AttendCache(int layer, const float* query, std::vector<float>& latent_output);
 
@@ -129,7 +132,8 @@ class MlaDecoder {
   std::unique_ptr<DecodeAttention> attention_;
   std::map<SequenceId, Sequence> sequences_;
   SequenceId next_sequence_ = 0;
-  // The step in progress.
+  // The step in progress; its sequences have not changed since it began.
+  bool in_step_ = false;
   std::vector<StepTokens> step_;
   std::vector<int64_t> positions_;           // per row
   std::vector<std::vector<Range>> visible_;  // per entry of step_: per row, local cache rows

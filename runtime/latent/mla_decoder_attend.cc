@@ -75,6 +75,7 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
   if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
     return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": there are ", layers_.size()));
   }
+  if (!in_step_) return absl::FailedPreconditionError("Attend needs BeginStep first");
   const int64_t rows = step_rows();
   const int threads = options_.threads;
   const MlaProjections& maps = layers_[layer].maps;

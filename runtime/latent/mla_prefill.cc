@@ -41,6 +41,10 @@ MlaPrefill::MlaPrefill(Communicator& comm, const MlaShape& shape, const MlaPrefi
 StatusOr<std::unique_ptr<MlaPrefill>> MlaPrefill::Create(Communicator& comm, const MlaShape& shape,
                                                          const MlaPrefillOptions& options) {
   TESSERA_RETURN_IF_ERROR(Validate(shape));
+  if (options.max_positions < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_positions is ", options.max_positions, "; it must be at least 1"));
+  }
   return std::unique_ptr<MlaPrefill>(new MlaPrefill(comm, shape, options));
 }
 
