@@ -33,7 +33,7 @@ void ExpectAccurate(int ranks, const LatentCase& problem, const InprocOptions& w
   ASSERT_EQ(RunAll(1, problem, one, plain), absl::OkStatus());
   const auto exact = ExactSteps(problem, problem.options), whole = ExactSteps(problem, one);
   ASSERT_TRUE(exact.ok() && whole.ok()) << exact.status() << whole.status();
-  EXPECT_EQ(Compare(ErrorsOf(outputs[0], *exact), ErrorsOf(plain[0], *whole)), "");
+  EXPECT_EQ(Compare(ErrorsOf(outputs[0], *exact), ErrorsOf(plain[0], *whole), problem.options), "");
   for (int rank = 1; rank < ranks; ++rank) EXPECT_TRUE(SameBits(outputs[rank], outputs[0])) << "rank " << rank;
 }
 
@@ -83,8 +83,8 @@ TEST_P(RandomPrefill, EveryStrategyMatchesFp64AndEveryMethodContinues) {
       ASSERT_EQ(RunAll(1, problem, OneRank(problem.options), outputs, &plain), absl::OkStatus());
       const auto exact = ExactPrefill(problem), rows = ExactCacheRows(problem);
       ASSERT_TRUE(exact.ok() && rows.ok()) << exact.status() << rows.status();
-      EXPECT_EQ(Compare(ErrorsOf(result.output, *exact), ErrorsOf(plain.output, *exact)), "");
-      EXPECT_EQ(Compare(ErrorsOf(result.cache_rows, *rows), ErrorsOf(plain.cache_rows, *rows)), "");
+      EXPECT_EQ(Compare(ErrorsOf(result.output, *exact), ErrorsOf(plain.output, *exact), problem.options), "");
+      EXPECT_EQ(Compare(ErrorsOf(result.cache_rows, *rows), ErrorsOf(plain.cache_rows, *rows), problem.options), "");
     }
   }
 }

@@ -27,7 +27,7 @@ TEST(MpiLatentDecoder, EveryMethodMatchesFp64WithAndWithoutAPrefill) {
                 absl::OkStatus());
       const auto exact = ExactSteps(problem, problem.options), whole = ExactSteps(problem, one);
       ASSERT_TRUE(exact.ok() && whole.ok()) << exact.status() << whole.status();
-      EXPECT_EQ(Compare(ErrorsOf(output, *exact), ErrorsOf(plain, *whole)), "");
+      EXPECT_EQ(Compare(ErrorsOf(output, *exact), ErrorsOf(plain, *whole), problem.options), "");
     }
   }
 }

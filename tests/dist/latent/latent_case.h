@@ -68,7 +68,8 @@ struct RelativeErrors {
   double max = 0;
 };
 RelativeErrors ErrorsOf(const std::vector<float>& values, const std::vector<double>& exact);
-// At most twice the plain error, plus a few roundings of fp32. Empty when it holds.
-std::string Compare(const RelativeErrors& error, const RelativeErrors& plain);
+// At most twice the plain error, plus a few roundings of fp32; and the plain error, which the code under test made
+// itself, no larger than rounding in these dtypes explains. Empty when it holds.
+std::string Compare(const RelativeErrors& error, const RelativeErrors& plain, const MlaDecoderOptions& options);
 
 }  // namespace tessera::latent_test
