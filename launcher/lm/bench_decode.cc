@@ -164,8 +164,26 @@ class Report {
   std::string records_;
 };
 
-StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, int ranks) {
-  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods, ResolveMethods(flags.methods, ranks));
+// The step as the price model sees it.
+DecodeProblem PricedProblem(const DecodeShape& shape, const Flags& flags) {
+  const DType dtype = *ParseDType(flags.dtype);
+  if (shape.is_mla()) {
+    return DecodeProblemOf(shape.mla(), flags.context, flags.batch, flags.query_tokens, dtype);
+  }
+  DecodeProblem problem;
+  problem.context_tokens = flags.context;
+  problem.batch = flags.batch;
+  problem.query_tokens = flags.query_tokens;
+  problem.heads = shape.gqa().heads;
+  problem.kv_heads = shape.gqa().kv_heads;
+  problem.nope = problem.value = shape.gqa().width;
+  problem.dtype = dtype;
+  return problem;
+}
+
+StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, const DecodeShape& shape, int ranks) {
+  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods,
+                           ResolveMethods(flags.methods, PricedProblem(shape, flags), ranks));
   std::erase_if(methods, [](const Method& method) { return method.exact; });
   return methods;
 }
@@ -175,7 +193,7 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
   Progress progress(context.root());
   const StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, shape.status(), "checking --model"));
-  const StatusOr<std::vector<Method>> methods = MethodsOf(flags, world.size());
+  const StatusOr<std::vector<Method>> methods = MethodsOf(flags, *shape, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "checking --method"));
   Status writable;
   if (context.root() && !flags.json.empty()) writable = SafetensorsWriter::CheckWritable(flags.json);

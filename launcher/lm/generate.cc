@@ -25,7 +25,7 @@ struct Flags {
   int top_k = 0;
   uint64_t seed = 1;
   std::string dtype = "fp32";
-  MethodFlags methods{"head"};
+  MethodFlags methods{"auto"};
   ExecutionFlags execution;
 };
 
@@ -70,7 +70,10 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, loaded.status(), "loading the model"));
   StatusOr<std::vector<int>> prompt = MakePrompt(flags, loaded->config);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, prompt.status(), "checking the prompt"));
-  StatusOr<std::vector<Method>> methods = ResolveMethods(flags.methods, world.size());
+  StatusOr<std::vector<Method>> methods = ResolveMethods(
+      flags.methods,
+      DecodeProblemOf(loaded->config.attention, static_cast<int64_t>(prompt->size()) + flags.tokens, 1, 1, exact.dtype),
+      world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "choosing a method"));
   const Method& method = methods->front();
   StatusOr<std::vector<TplaFactors>> factors = FactorsOf(method, *loaded);

@@ -29,12 +29,13 @@ std::string Method::ToString() const {
 
 void AddMethodFlags(CLI::App& command, MethodFlags& flags) {
   std::vector<std::string> names = MethodNames();
-  names.push_back("all");
+  names.insert(names.end(), {"auto", "all"});
   command
       .add_option(
           "--method", flags.methods,
           "how attention is computed (comma-separated): exact is prefill, sequence sharded; head shards heads;\n"
-          "tpla shards latent columns (approximate); the others shard the cache by tokens; all is all of them")
+          "tpla shards latent columns (approximate); the others shard the cache by tokens; auto is the exact\n"
+          "decode method with the lowest predicted time; all is all of them")
       ->delimiter(',')
       ->check(CLI::IsMember(names))
       ->default_str("exact");
@@ -56,7 +57,24 @@ void AddMethodFlags(CLI::App& command, MethodFlags& flags) {
       ->default_str("exact");
 }
 
-StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, int ranks) {
+DecodeProblem DecodeProblemOf(const MlaShape& shape, int64_t context_tokens, int64_t batch, int64_t query_tokens,
+                              DType dtype) {
+  DecodeProblem problem;
+  problem.context_tokens = context_tokens;
+  problem.batch = batch;
+  problem.query_tokens = query_tokens;
+  problem.hidden = shape.hidden;
+  problem.heads = shape.heads;
+  problem.query_rank = shape.query_rank;
+  problem.latent = shape.latent;
+  problem.nope = shape.nope;
+  problem.rope = shape.rope;
+  problem.value = shape.value;
+  problem.dtype = dtype;
+  return problem;
+}
+
+StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, const DecodeProblem& problem, int ranks) {
   std::vector<std::string> names;
   for (const std::string& name : flags.methods) {
     if (name == "all") {
@@ -70,7 +88,10 @@ StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, int ranks
   for (const std::string& name : names) {
     Method method;
     method.exact = name == "exact";
-    if (!method.exact) {
+    if (name == "auto") {
+      TESSERA_ASSIGN_OR_RETURN(const DecodePrice price, ChooseDecodeMethod(problem, ranks, MachineModel()));
+      method.method = price.spec.method;
+    } else if (!method.exact) {
       TESSERA_ASSIGN_OR_RETURN(method.method, ParseDecodeMethod(name));
     }
     if (method.exact || method.method != DecodeMethod::kTpla) {

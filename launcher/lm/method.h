@@ -8,6 +8,7 @@
 
 #include "launcher/lm/exact_runner.h"
 #include "partition/decode.h"
+#include "partition/decode_price.h"
 #include "runtime/latent/mla_decoder.h"
 
 namespace tessera::launcher {
@@ -37,8 +38,13 @@ struct MethodFlags {
 void AddMethodFlags(CLI::App& command, MethodFlags& flags);  // --method --groups --mu --norm
 
 // The methods the flags name, in order; TPLA once per combination of groups, multiplier and norm. "all" is exact and
-// every decode method. InvalidArgument when a number of groups does not divide `ranks`.
-StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, int ranks);
+// every decode method, "auto" the exact decode method with the lowest predicted time for `problem`. InvalidArgument
+// when a number of groups does not divide `ranks`.
+StatusOr<std::vector<Method>> ResolveMethods(const MethodFlags& flags, const DecodeProblem& problem, int ranks);
+
+// One decode step of an MLA layer, for prices.
+DecodeProblem DecodeProblemOf(const MlaShape& shape, int64_t context_tokens, int64_t batch, int64_t query_tokens,
+                              DType dtype);
 
 // Per layer; empty unless the method is TPLA. FailedPrecondition when the method needs what only a converted model
 // records.

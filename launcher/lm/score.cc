@@ -218,7 +218,11 @@ StatusOr<Inputs> Load(const Flags& flags, const ExactOptions& exact, int ranks) 
   if (!flags.json.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.json));
   TESSERA_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags.model, exact.compute, exact.threads));
   TESSERA_ASSIGN_OR_RETURN(Windows windows, MakeWindows(flags, model.config));
-  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods, ResolveMethods(flags.methods, ranks));
+  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods,
+                           ResolveMethods(flags.methods,
+                                          DecodeProblemOf(model.config.attention, windows.context, windows.count,
+                                                          std::max<int64_t>(flags.query_tokens, 1), exact.dtype),
+                                          ranks));
   return Inputs{std::move(model), std::move(windows), std::move(methods)};
 }
 
