@@ -145,7 +145,14 @@ StatusOr<std::vector<TplaFactors>> FactorsOf(const Method& method, const LoadedM
     }
     if (method.local_norm) factors[layer].energy_share = energy;
     if (method.multiplier == SoftmaxMultiplier::kInverseEnergy) {
-      for (double share : energy) factors[layer].softmax_multiplier.push_back(static_cast<float>(1 / share));
+      for (double share : energy) {
+        if (share <= 0) {
+          return absl::FailedPreconditionError(absl::StrFormat(
+              "%s: a slice of layer %d has no energy, so that its multiplier would be infinite", method.ToString(),
+              layer));
+        }
+        factors[layer].softmax_multiplier.push_back(static_cast<float>(1 / share));
+      }
     }
     if (method.multiplier == SoftmaxMultiplier::kCalibrated) {
       const auto fitted = known.mu.find(method.groups);

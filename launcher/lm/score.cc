@@ -258,7 +258,15 @@ StatusOr<bool> RunScore(const Flags& flags, const Context& context) {
         std::min(static_cast<int64_t>(fraction * static_cast<double>(windows.context)), windows.context - 1);
     std::optional<double> reference;
     for (const Method& method : inputs->methods) {
-      TESSERA_ASSIGN_OR_RETURN(const Score score, method.exact ? scorer.Exact(prefix) : scorer.Decoded(method, prefix));
+      StatusOr<Score> scored = method.exact ? scorer.Exact(prefix) : scorer.Decoded(method, prefix);
+      // One of several that this model cannot serve is a row of its own; all ranks know.
+      if (scored.status().code() == absl::StatusCode::kFailedPrecondition && IsAgreed(scored.status()) &&
+          inputs->methods.size() > 1) {
+        table.Add({method.ToString(), "refused: " + std::string(scored.status().message())});
+        continue;
+      }
+      TESSERA_RETURN_IF_ERROR(scored.status());
+      const Score& score = *scored;
       const double bits = score.bits / static_cast<double>(score.bytes);
       if (method.exact) reference = bits;
       TESSERA_ASSIGN_OR_RETURN(const auto cache, AllGatherValue(world, score.cache_bytes, "comparing caches"));

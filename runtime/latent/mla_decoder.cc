@@ -34,8 +34,8 @@ Status CheckFactors(const TplaFactors& factors, const MlaDecoderOptions& options
   TESSERA_RETURN_IF_ERROR(check(factors.softmax_multiplier.size(), "softmax_multiplier"));
   TESSERA_RETURN_IF_ERROR(check(factors.energy_share.size(), "energy_share"));
   for (double share : factors.energy_share) {
-    if (!(share > 0 && share <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat("energy_share ", share, ": allowed are values in (0, 1]"));
+    if (!(share >= 0 && share <= 1)) {
+      return absl::InvalidArgumentError(absl::StrCat("energy_share ", share, ": allowed are values in [0, 1]"));
     }
   }
   for (float multiplier : factors.softmax_multiplier) {

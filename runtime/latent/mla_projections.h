@@ -1,6 +1,7 @@
 // The dense maps around the attention of one MLA layer, as far as one rank computes them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -52,7 +53,8 @@ class MlaProjections {
 
   // The norm of a whole latent is not known to a rank that holds a slice of it only. With this set, it is estimated
   // from the share's columns: RMS(c) ~ RMS(slice) / sqrt(C / Cs * energy_share). TPLA's "sliced RMSNorm".
-  void UseLocalNorm(double energy_share) { local_energy_share_ = energy_share; }
+  // A slice without energy is kept from dividing by zero: it is scaled to almost nothing, which is what it is.
+  void UseLocalNorm(double energy_share) { local_energy_share_ = std::max(energy_share, 1e-12); }
 
   const MlaShare& share() const { return share_; }
   int latent_columns() const { return static_cast<int>(share_.latent_columns.size()); }
