@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "collectives/agreement.h"
+#include "launcher/problem_flags.h"
 #include "partition/planner.h"
 
 namespace tessera::launcher {
@@ -12,6 +13,10 @@ StatusOr<LoadedModel> LoadModel(const std::string& directory, DType compute, int
   TESSERA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(directory));
   TESSERA_ASSIGN_OR_RETURN(LanguageModel language, LanguageModel::Load(checkpoint, config, compute, threads));
   return LoadedModel{std::move(checkpoint), std::move(config), std::move(language)};
+}
+
+Status CheckAttentionKernel(const ModelConfig& config, const ExactOptions& options) {
+  return CheckKernel(MlaProblem(config.attention, 1, Mask(), options.dtype), options.kernel);
 }
 
 StatusOr<std::unique_ptr<ExactRunner>> ExactRunner::Create(Communicator& comm, const LoadedModel& model,

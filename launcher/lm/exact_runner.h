@@ -44,6 +44,10 @@ struct ExactResult {
   std::string plan;                            // the strategy that ran
 };
 
+// FailedPrecondition, with every kernel's reason, when none (or not the one called options.kernel) serves the model's
+// attention: for commands that may not get as far as a prefill.
+Status CheckAttentionKernel(const ModelConfig& config, const ExactOptions& options);
+
 class ExactRunner {
  public:
   // Collective; model and communicator outlive this.

@@ -68,6 +68,7 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   progress.Say("loading " + flags.model);
   StatusOr<LoadedModel> loaded = LoadModel(flags.model, exact.compute, exact.threads);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, loaded.status(), "loading the model"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckAttentionKernel(loaded->config, exact), "choosing a kernel"));
   StatusOr<std::vector<int>> prompt = MakePrompt(flags, loaded->config);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, prompt.status(), "checking the prompt"));
   StatusOr<std::vector<Method>> methods = ResolveMethods(

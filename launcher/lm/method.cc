@@ -147,9 +147,9 @@ StatusOr<std::vector<TplaFactors>> FactorsOf(const Method& method, const LoadedM
     if (method.multiplier == SoftmaxMultiplier::kInverseEnergy) {
       for (double share : energy) {
         if (share <= 0) {
-          return absl::FailedPreconditionError(absl::StrFormat(
-              "%s: a slice of layer %d has no energy, so that its multiplier would be infinite", method.ToString(),
-              layer));
+          return absl::FailedPreconditionError(
+              absl::StrFormat("%s: a slice of layer %d has no energy, so that its multiplier would be infinite",
+                              method.ToString(), layer));
         }
         factors[layer].softmax_multiplier.push_back(static_cast<float>(1 / share));
       }

@@ -217,6 +217,7 @@ struct Inputs {
 StatusOr<Inputs> Load(const Flags& flags, const ExactOptions& exact, int ranks) {
   if (!flags.json.empty()) TESSERA_RETURN_IF_ERROR(SafetensorsWriter::CheckWritable(flags.json));
   TESSERA_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags.model, exact.compute, exact.threads));
+  TESSERA_RETURN_IF_ERROR(CheckAttentionKernel(model.config, exact));
   TESSERA_ASSIGN_OR_RETURN(Windows windows, MakeWindows(flags, model.config));
   TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods,
                            ResolveMethods(flags.methods,
