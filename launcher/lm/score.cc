@@ -1,30 +1,21 @@
 // tessera score: bits per byte of a text under a language model, with attention computed over all ranks.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "absl/cleanup/cleanup.h"
-#include "absl/strings/str_split.h"
 #include "collectives/agreement.h"
 #include "launcher/command.h"
-#include "launcher/lm/decode_runner.h"
-#include "launcher/lm/exact_runner.h"
-#include "launcher/lm/method.h"
+#include "launcher/lm/scorer.h"
 #include "launcher/lm/text.h"
 #include "launcher/output_file.h"
 #include "launcher/problem_flags.h"
-#include "launcher/progress.h"
 #include "launcher/table.h"
-#include "runtime/base/elapsed.h"
 
 namespace tessera::launcher {
 namespace {
-
-constexpr int64_t kWindowsPerBatch = 16;
 
 struct Flags {
   std::string model;
@@ -37,158 +28,6 @@ struct Flags {
   std::string dtype = "fp32";
   MethodFlags methods{"exact"};
   ExecutionFlags execution;
-};
-
-// Windows of the text: window i is given bytes [context i, context (i + 1)) and predicts the byte after each.
-struct Windows {
-  std::vector<int> bytes;
-  int64_t context = 0;
-  int64_t count = 0;
-  std::span<const int> Given(int64_t window, int64_t first, int64_t tokens) const {
-    return std::span(bytes).subspan(window * context + first, tokens);
-  }
-  int Next(int64_t window, int64_t position) const { return bytes[window * context + position + 1]; }
-};
-
-struct Score {
-  double bits = 0;
-  int64_t bytes = 0;
-  double seconds = 0;
-  int64_t cache_bytes = 0;  // per token and layer on this rank; 0 when nothing is cached
-  std::string plan;
-};
-
-double BitsOf(std::span<const float> logits, int next) {
-  const double largest = *std::ranges::max_element(logits);
-  double sum = 0;
-  for (float logit : logits) sum += std::exp(logit - largest);
-  return (largest + std::log(sum) - logits[next]) / std::log(2.0);
-}
-
-class Scorer {
- public:
-  Scorer(Communicator& comm, const LoadedModel& model, const Windows& windows, const ExactOptions& exact,
-         int64_t query_tokens, Progress& progress)
-      : comm_(comm),
-        model_(model),
-        windows_(windows),
-        exact_(exact),
-        query_tokens_(query_tokens),
-        progress_(progress) {}
-
-  // Collective; the same on every rank but for cache_bytes. Positions before `prefix` are not counted.
-  StatusOr<Score> Exact(int64_t prefix) {
-    ExactOptions options = exact_;
-    options.keep_cache_rows = false;
-    TESSERA_ASSIGN_OR_RETURN(const auto runner, ExactRunner::Create(comm_, model_, options));
-    Score score;
-    const auto start = std::chrono::steady_clock::now();
-    for (int64_t first = 0; first < windows_.count; first += kWindowsPerBatch) {
-      progress_.Say(absl::StrFormat("exact: window %d of %d", first, windows_.count));
-      const int64_t count = std::min(kWindowsPerBatch, windows_.count - first);
-      std::vector<std::span<const int>> documents;
-      for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, windows_.context));
-      TESSERA_ASSIGN_OR_RETURN(const ExactResult result, runner->Run(documents));
-      score.plan = result.plan;
-      StatusOr<std::vector<float>> logits = model_.language.Logits(result.hidden);
-      TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, logits.status(), "computing logits"));
-      const int64_t vocabulary = model_.config.vocabulary;
-      for (size_t r = 0; r < result.rows.size(); ++r) {
-        const auto& row = result.rows[r];
-        if (row.position < prefix) continue;
-        score.bits += BitsOf(std::span(*logits).subspan(r * vocabulary, vocabulary),
-                             windows_.Next(first + row.document, row.position));
-        ++score.bytes;
-      }
-    }
-    score.seconds = SecondsSince(start);
-    TESSERA_ASSIGN_OR_RETURN(const auto bits, AllGatherValue(comm_, score.bits, "adding up bits"));
-    TESSERA_ASSIGN_OR_RETURN(const auto bytes, AllGatherValue(comm_, score.bytes, "adding up bytes"));
-    score.bits = 0;
-    score.bytes = 0;
-    for (int r = 0; r < comm_.size(); ++r) {
-      score.bits += bits[r];
-      score.bytes += bytes[r];
-    }
-    return score;
-  }
-
-  // Collective. The first `prefix` tokens of every window are prefilled exactly, the rest is decoded by `method`.
-  StatusOr<Score> Decoded(const Method& method, int64_t prefix) {
-    MlaDecoderOptions options;
-    options.method = method.method;
-    options.groups = method.groups;
-    options.layers = model_.config.layers;
-    options.cache_dtype = exact_.dtype;
-    options.compute = exact_.compute;
-    options.max_positions = model_.config.max_positions;
-    options.threads = exact_.threads;
-    options.block_tokens = options.page_tokens = 16;  // windows are short: every rank gets some of each
-    options.pages = PagesFor(options, comm_.size(), std::min(kWindowsPerBatch, windows_.count), windows_.context);
-    StatusOr<std::vector<TplaFactors>> factors = FactorsOf(method, model_);
-    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, factors.status(), "reading what the conversion recorded"));
-    TESSERA_ASSIGN_OR_RETURN(const auto runner, DecodeRunner::Create(comm_, model_, options, *factors));
-    std::unique_ptr<ExactRunner> prefill;
-    if (prefix > 0) {
-      ExactOptions exact = exact_;
-      exact.keep_cache_rows = true;
-      TESSERA_ASSIGN_OR_RETURN(prefill, ExactRunner::Create(comm_, model_, exact));
-    }
-    Score score;
-    score.cache_bytes = runner->decoder().cache().bytes_per_token_layer();
-    const auto start = std::chrono::steady_clock::now();
-    for (int64_t first = 0; first < windows_.count; first += kWindowsPerBatch) {
-      progress_.Say(absl::StrFormat("%s: window %d of %d", method.ToString(), first, windows_.count));
-      const int64_t count = std::min(kWindowsPerBatch, windows_.count - first);
-      std::vector<SequenceId> sequences;
-      if (prefill != nullptr) {
-        std::vector<std::span<const int>> documents;
-        for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, prefix));
-        TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run(documents));
-        TESSERA_ASSIGN_OR_RETURN(sequences, runner->TakeOver(result));
-      } else {
-        for (int64_t w = 0; w < count; ++w) sequences.push_back(runner->decoder().Start());
-      }
-      TESSERA_RETURN_IF_ERROR(DecodeWindows(*runner, sequences, first, prefix, score));
-      for (SequenceId sequence : sequences) TESSERA_RETURN_IF_ERROR(runner->decoder().Release(sequence));
-    }
-    score.seconds = SecondsSince(start);
-    return score;
-  }
-
- private:
-  Status DecodeWindows(DecodeRunner& runner, std::span<const SequenceId> sequences, int64_t first, int64_t prefix,
-                       Score& score) {
-    const int64_t stride = query_tokens_ > 0 ? query_tokens_ : windows_.context - prefix;
-    const int64_t vocabulary = model_.config.vocabulary;
-    for (int64_t position = prefix; position < windows_.context; position += stride) {
-      const int64_t tokens = std::min(stride, windows_.context - position);
-      std::vector<StepTokens> step;
-      std::vector<int> given;
-      for (size_t w = 0; w < sequences.size(); ++w) {
-        step.push_back({sequences[w], tokens});
-        const auto window = windows_.Given(first + static_cast<int64_t>(w), position, tokens);
-        given.insert(given.end(), window.begin(), window.end());
-      }
-      StatusOr<std::vector<float>> hidden = runner.Step(step, given);
-      TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, hidden.status(), "decoding"));
-      TESSERA_ASSIGN_OR_RETURN(const std::vector<float> logits, model_.language.Logits(*hidden));
-      for (size_t row = 0; row < given.size(); ++row) {
-        score.bits += BitsOf(
-            std::span(logits).subspan(row * vocabulary, vocabulary),
-            windows_.Next(first + static_cast<int64_t>(row) / tokens, position + static_cast<int64_t>(row) % tokens));
-        ++score.bytes;
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  Communicator& comm_;
-  const LoadedModel& model_;
-  const Windows& windows_;
-  ExactOptions exact_;
-  int64_t query_tokens_;
-  Progress& progress_;
 };
 
 StatusOr<Windows> MakeWindows(const Flags& flags, const ModelConfig& config) {
