@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,23 @@ constexpr int Problems(int count) {
   return count;
 #endif
 }
+
+// Rank counts 1 to 64 for what is counted without running: all of them, or a few under a sanitizer.
+inline std::vector<int> RankCounts() {
+#ifdef TESSERA_SANITIZED
+  return {1, 2, 3, 4, 7, 8, 12, 31, 64};
+#else
+  std::vector<int> counts(64);
+  std::iota(counts.begin(), counts.end(), 1);
+  return counts;
+#endif
+}
+// The largest world that is planned: a sanitizer gets a sixteenth of it.
+#ifdef TESSERA_SANITIZED
+inline constexpr int kManyRanks = 256;
+#else
+inline constexpr int kManyRanks = 4096;
+#endif
 
 // A generator whose seed is the digest of the case's name, so that every case is reproducible by name alone.
 std::mt19937_64 GeneratorFor(std::string_view name);

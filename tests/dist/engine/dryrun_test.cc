@@ -5,6 +5,7 @@
 #include "partition/cost.h"
 #include "partition/planner.h"
 #include "tests/support/dry_run.h"
+#include "tests/support/problems.h"
 
 namespace tessera {
 namespace {
@@ -19,7 +20,7 @@ TEST_P(DryRun, CountsWhatIsPredictedFor1To64Ranks) {
   problem.qk_width = 3;
   problem.v_width = 2;
   problem.mask = Mask::Causal(131, 131).value();
-  for (int ranks = 1; ranks <= 64; ++ranks) {
+  for (const int ranks : testing::RankCounts()) {
     for (const std::string& strategy : StrategyNames(ranks)) {
       const PlanSpec spec =
           MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks, .ranks_per_node = 0, .pass = GetParam()})
@@ -39,7 +40,7 @@ INSTANTIATE_TEST_SUITE_P(Passes, DryRun, ::testing::Values(Pass::kForward, Pass:
 
 // Heads from 1 to 128 that divide nothing; more ranks than heads.
 TEST(DryRunDecode, CountsWhatIsPredictedFor1To64Ranks) {
-  for (int ranks = 1; ranks <= 64; ++ranks) {
+  for (const int ranks : testing::RankCounts()) {
     for (const DecodeMethod method : AllDecodeMethods()) {
       for (const int heads : {1, 7, 61, 128}) {
         DecodeSpec spec;

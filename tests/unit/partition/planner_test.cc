@@ -31,7 +31,7 @@ class Planners : public ::testing::TestWithParam<int> {};
 
 TEST_P(Planners, RandomProblemsAreSoundUnderEveryStrategy) {
   const int ranks = GetParam();
-  const int problems = ranks <= 8 ? 60 : ranks <= 64 ? 6 : 2;
+  const int problems = testing::Problems(ranks <= 8 ? 60 : ranks <= 64 ? 6 : 2);
   for (int i = 0; i < problems; ++i) {
     auto generator = testing::GeneratorFor(absl::StrCat("planner/", ranks, "/", i));
     const Problem problem = testing::RandomProblem(generator, ranks <= 8 ? 100 : 400);
@@ -52,7 +52,7 @@ TEST(Planners, EveryRankCountTo64CountsItsPredictedBytes) {
   problem.qk_width = 24;
   problem.v_width = 16;
   problem.mask = Mask::Causal(1031, 1031).value();
-  for (int ranks = 1; ranks <= 64; ++ranks) {
+  for (const int ranks : testing::RankCounts()) {
     for (const std::string& strategy : StrategyNames(ranks)) {
       const PlanSpec spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks}).value();
       EXPECT_EQ(CountPlan(BuildPlan(spec)).Total().bytes_received, PredictedBytes(spec)) << strategy << " " << ranks;
@@ -60,7 +60,9 @@ TEST(Planners, EveryRankCountTo64CountsItsPredictedBytes) {
   }
 }
 
-TEST(Planners, FourThousandRanksInOneProcess) {
+TEST(Planners, ThousandsOfRanksInOneProcess) {
+  const int ranks = testing::kManyRanks;
+  const int side = ranks == 4096 ? 64 : 16;
   Problem problem;
   problem.query_tokens = problem.key_tokens = 1 << 16;
   problem.query_heads = 64;
@@ -69,9 +71,9 @@ TEST(Planners, FourThousandRanksInOneProcess) {
   // Dense at this scale where the plan is short, windowed where it is a ring.
   problem.mask = Mask::Causal(problem.query_tokens, problem.key_tokens, {.left = 100}).value();
   for (const char* strategy : {"ring", "zigzag", "allgather", "double-ring:64", "tree"})
-    ExpectSound(problem, strategy, 4096);
+    ExpectSound(problem, strategy, ranks);
   problem.mask = Mask::Causal(problem.query_tokens, problem.key_tokens).value();
-  ExpectSound(problem, "grid:64x64", 4096);
+  ExpectSound(problem, absl::StrCat("grid:", side, "x", side), ranks);
 }
 
 TEST(Planners, ADenseRingAtFourThousandRanksSendsEveryBlockRoundOnce) {
