@@ -59,7 +59,7 @@ static void plans(void) {
   REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "mask: struct_size is 16", mask.struct_size = 16);
   REFUSED_PLAN(TESSERA_FAILED_PRECONDITION, "problem: api_version is 7; the loaded", problem.api_version = 7);
   REFUSED_PLAN(TESSERA_FAILED_PRECONDITION, "mask: api_version is 0; the loaded", mask.api_version = 0);
-  REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "problem: dtype is 3; it must be", problem.dtype = 3);
+  REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "problem: dtype is 9; it must be", problem.dtype = 9);
   REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "problem: query_tokens is -1; it must be", problem.query_tokens = -1);
   REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "query_heads is 4 and kv_heads 3", problem.kv_heads = 3);
   REFUSED_PLAN(TESSERA_INVALID_ARGUMENT, "qk_width is 257", problem.qk_width = 257);

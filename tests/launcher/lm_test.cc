@@ -298,7 +298,8 @@ TEST_F(LmTest, TextsAndFlagsThatDoNotServe) {
                 "--prompt of 3 tokens and --tokens 510: the model supports 512 positions");
   ExpectRefused(RunAlone(generate + "--prompt a --method head,tree"), kUsage, "needs one --method that decodes");
   ExpectRefused(RunAlone(generate + "--prompt a --method exact"), kUsage, "needs one --method that decodes");
-  ExpectRefused(RunAlone(generate + "--prompt abc --kernel fast"), kBadInput, "no attention kernel called \"fast\"");
+  ExpectRefused(RunAlone(generate + "--prompt abc --kernel fast"), kRefused, "no attention kernel called \"fast\"");
+  ExpectRefused(RunAlone(kScore + "--method head --kernel fast"), kRefused, "no attention kernel called \"fast\"");
   ExpectRefused(RunAlone(generate), kUsage, "--prompt is required");
 
   ExpectRefused(RunAlone("bench decode --model tiny"), kBadInput, "--model tiny: allowed are deepseek-v2-lite");

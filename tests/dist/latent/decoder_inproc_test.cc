@@ -309,8 +309,8 @@ TEST(LatentDecoderBadInput, LayersAndOptionsThatDoNotFit) {
               "softmax_multiplier has 3 entries; there are 2 latent groups");
     EXPECT_EQ(adding({.softmax_multiplier = {}, .energy_share = {1.0}}),
               "energy_share has 1 entries; there are 2 latent groups");
-    EXPECT_EQ(adding({.softmax_multiplier = {}, .energy_share = {0.0, 1.0}}),
-              "energy_share 0: allowed are values in (0, 1]");
+    EXPECT_EQ(adding({.softmax_multiplier = {}, .energy_share = {-0.5, 1.0}}),
+              "energy_share -0.5: allowed are values in [0, 1]");
     EXPECT_EQ(adding({.softmax_multiplier = {1.0f, NAN}, .energy_share = {}}), "softmax_multiplier is not finite");
     MlaWeights wrong = layer.weights;
     wrong.kv_up.rows -= 1;
