@@ -41,6 +41,13 @@ const dnnl::engine& Engine() {
   return engine;
 }
 
+// How many threads a team of this thread is certain to get. oneDNN shares its work among as many as it asked for, so a
+// smaller team (OMP_THREAD_LIMIT, OMP_DYNAMIC, a parallel region around the call) would leave part of it undone.
+int CertainThreads(int wanted) {
+  const bool nested = omp_in_parallel() != 0 && omp_get_active_level() >= omp_get_max_active_levels();
+  return nested || omp_get_dynamic() != 0 ? 1 : std::min(wanted, omp_get_thread_limit());
+}
+
 // oneDNN takes its number of threads from OpenMP, both when a primitive is made and when it runs.
 class ScopedThreads {
  public:
@@ -256,6 +263,7 @@ Status Linear::Apply(const float* x, int64_t rows, int64_t x_row_stride, float* 
   const State& state = *state_;
   if (rows < 0) return absl::InvalidArgumentError(absl::StrCat("linear: there are ", rows, " rows"));
   if (threads < 1) return absl::InvalidArgumentError("linear: threads must be at least 1");
+  threads = CertainThreads(threads);
   if (rows > 1 && x_row_stride < state.batch * state.in) {
     return absl::InvalidArgumentError(
         absl::StrCat("linear: input rows are ", x_row_stride, " elements apart, but have ", state.batch * state.in));
