@@ -20,7 +20,7 @@ const std::map<std::string, Set> kMayInclude = {
     {"runtime/device", {"runtime/base"}},
     {"partition", {"runtime/base"}},
     {"kernels", {"runtime/base"}},
-    {"collectives", {"runtime/base"}},
+    {"collectives", {"runtime/base", "runtime/device"}},
     {"runtime/engine", {"runtime/base", "runtime/device", "partition", "kernels", "collectives"}},
     {"runtime/latent", {"runtime/base", "runtime/device", "runtime/engine", "partition", "kernels", "collectives"}},
     {"runtime/capi", {"runtime/base", "runtime/device", "runtime/engine", "partition", "kernels", "collectives"}},
@@ -42,6 +42,8 @@ struct Source {
   std::vector<std::string> includes;
 };
 
+const Set kExtensions = {".h", ".cc", ".cuh", ".cu"};
+
 std::vector<Source> Sources() {
   const fs::path root = TESSERA_SOURCE_DIR;
   const std::regex include(R"re(^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]+)[>"])re", std::regex::multiline);
@@ -50,7 +52,7 @@ std::vector<Source> Sources() {
     for (const auto& entry : fs::recursive_directory_iterator(root / layer)) {
       const std::string extension = entry.path().extension();
       const std::string path = fs::relative(entry.path(), root);
-      if ((extension != ".h" && extension != ".cc") || LayerOf(path) != layer) continue;
+      if (!kExtensions.count(extension) || LayerOf(path) != layer) continue;
       std::ifstream file(entry.path());
       Source source{path, {std::istreambuf_iterator<char>(file), {}}, {}};
       for (std::sregex_iterator it(source.text.begin(), source.text.end(), include), end; it != end; ++it) {
@@ -93,8 +95,14 @@ TEST(Architecture, ThePyTorchDoorKnowsOnlyTheCInterface) {
 
 TEST(Architecture, OutsideHeadersStayInTheirFolder) {
   const std::map<std::string, std::string> home = {
-      {"mpi.h", "collectives/mpi/"},    {"nccl.h", "collectives/nccl/"}, {"cuda_runtime.h", "kernels/cuda/"},
-      {"cublas_v2.h", "kernels/cuda/"}, {"CLI/CLI.hpp", "launcher/"},    {"omp.h", "kernels/"}};
+      {"mpi.h", "collectives/mpi/"},
+      {"nccl.h", "collectives/nccl/"},
+      {"cuda_runtime.h", "runtime/device/cuda/"},  // nvcc includes it in every .cu by itself
+      {"cuda_bf16.h", "kernels/cuda/"},
+      {"cuda_fp16.h", "kernels/cuda/"},
+      {"cublas_v2.h", "kernels/cuda/"},
+      {"CLI/CLI.hpp", "launcher/"},
+      {"omp.h", "kernels/"}};
   for (const Source& source : Sources()) {
     for (const std::string& include : source.includes) {
       const auto it = home.find(include);

@@ -1,0 +1,59 @@
+// CUDA streams and events, owned. Handles are CUDA's own (cudaStream_t is CUstream_st*), so that kernels' host wrappers
+// take them as they are.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string_view>
+
+#include "runtime/base/status.h"
+#include "runtime/device/cuda/device.h"
+
+struct CUstream_st;
+struct CUevent_st;
+
+namespace tessera {
+
+// An in-order queue of a GPU. It does not synchronise with the legacy default stream. Move-only; destroying it does not
+// wait for what was submitted, CUDA finishes that first.
+class CudaStream {
+ public:
+  enum class Priority { kDefault, kHigh };  // high: communication, which others wait for
+  static StatusOr<CudaStream> Create(const CudaDevice& device, Priority priority = Priority::kDefault);
+
+  CUstream_st* handle() const { return handle_.get(); }
+  // Whether everything submitted has run. The device's fault when there was one.
+  StatusOr<bool> Done() const;
+  // Waits until it has, polling: DeadlineExceeded naming `what` after `deadline`. Not for the hot path.
+  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = std::chrono::minutes(10)) const;
+
+ private:
+  struct Destroy {
+    void operator()(CUstream_st* stream) const;
+  };
+  std::unique_ptr<CUstream_st, Destroy> handle_;
+};
+
+// A point in a stream's order. Move-only. Without timing, which costs the GPU a timestamp, unless asked for.
+class CudaEvent {
+ public:
+  static StatusOr<CudaEvent> Create(const CudaDevice& device, bool timing = false);
+
+  CUevent_st* handle() const { return handle_.get(); }
+  // Marks the end of what was submitted to the stream so far. Recording again moves the mark.
+  Status Record(CUstream_st* stream);
+  // Later work of the stream starts after the mark. No effect when nothing was recorded.
+  Status MakeWait(CUstream_st* stream) const;
+  StatusOr<bool> Done() const;
+  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = std::chrono::minutes(10)) const;
+  // Between two events with timing that are done.
+  static StatusOr<double> Seconds(const CudaEvent& begin, const CudaEvent& end);
+
+ private:
+  struct Destroy {
+    void operator()(CUevent_st* event) const;
+  };
+  std::unique_ptr<CUevent_st, Destroy> handle_;
+};
+
+}  // namespace tessera
