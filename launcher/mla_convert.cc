@@ -66,11 +66,7 @@ StatusOr<Source> OpenSource(const Flags& flags) {
                                                    " contain one another; allowed: different directories"));
   }
   for (int layer = 0; layer < config.layers; ++layer) {
-    TESSERA_ASSIGN_OR_RETURN(const MlaWeights weights, ReadMlaWeights(checkpoint, config.attention, layer));
-    const std::string prefix = AttentionPrefix(layer);
-    TESSERA_RETURN_IF_ERROR(CheckFinite(weights.kv_down, prefix + kDown));
-    TESSERA_RETURN_IF_ERROR(CheckFinite(weights.kv_norm, prefix + kNorm));
-    TESSERA_RETURN_IF_ERROR(CheckFinite(weights.kv_up, prefix + kUp));
+    TESSERA_RETURN_IF_ERROR(ReadMlaWeights(checkpoint, config.attention, layer).status());
   }
   return Source{std::move(config), std::move(checkpoint), std::move(choice)};
 }

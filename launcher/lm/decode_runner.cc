@@ -60,6 +60,21 @@ StatusOr<std::vector<SequenceId>> DecodeRunner::TakeOver(const ExactResult& exac
   return decoder_->TakeOver(exact.layouts, rows);
 }
 
+MlaDecoderOptions MakeDecoderOptions(const LoadedModel& model, const Method& method, const ExactOptions& exact,
+                                     int ranks, int64_t sequences, int64_t tokens) {
+  MlaDecoderOptions options;
+  options.method = method.method;
+  options.groups = method.groups;
+  options.layers = model.config.layers;
+  options.cache_dtype = exact.dtype;
+  options.compute = exact.compute;
+  options.max_positions = model.config.max_positions;
+  options.threads = exact.threads;
+  options.block_tokens = options.page_tokens = 16;  // texts are short: every rank gets some of each
+  options.pages = PagesFor(options, ranks, sequences, tokens);
+  return options;
+}
+
 int64_t PagesFor(const MlaDecoderOptions& options, int ranks, int64_t sequences, int64_t tokens) {
   // Under token sharding the first rank may hold one block more than an even share.
   int64_t rows = tokens;

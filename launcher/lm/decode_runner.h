@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launcher/lm/exact_runner.h"
+#include "launcher/lm/method.h"
 #include "runtime/latent/mla_decoder.h"
 
 namespace tessera::launcher {
@@ -34,6 +35,9 @@ class DecodeRunner {
   std::unique_ptr<MlaDecoder> decoder_;
 };
 
+// A decoder that `sequences` sequences of `tokens` tokens fit in, under the dtypes and threads of `exact`.
+MlaDecoderOptions MakeDecoderOptions(const LoadedModel& model, const Method& method, const ExactOptions& exact,
+                                     int ranks, int64_t sequences, int64_t tokens);
 // Pages per rank so that `sequences` sequences of `tokens` tokens fit under any sharding of the options.
 int64_t PagesFor(const MlaDecoderOptions& options, int ranks, int64_t sequences, int64_t tokens);
 

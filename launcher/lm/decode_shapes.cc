@@ -45,6 +45,28 @@ std::vector<int> Numbers(const std::string& text, const std::string& prefix, siz
 
 }  // namespace
 
+DecodeProblem LayerProblem(const MlaShape& shape) {
+  DecodeProblem problem;
+  problem.hidden = shape.hidden;
+  problem.heads = shape.heads;
+  problem.query_rank = shape.query_rank;
+  problem.latent = shape.latent;
+  problem.nope = shape.nope;
+  problem.rope = shape.rope;
+  problem.value = shape.value;
+  return problem;
+}
+
+DecodeProblem LayerProblem(const DecodeShape& shape) {
+  if (shape.is_mla()) return LayerProblem(shape.mla());
+  DecodeProblem problem;
+  problem.hidden = shape.gqa().hidden;
+  problem.heads = shape.gqa().heads;
+  problem.kv_heads = shape.gqa().kv_heads;
+  problem.nope = problem.value = shape.gqa().width;
+  return problem;
+}
+
 StatusOr<DecodeShape> ParseDecodeShape(const std::string& text) {
   if (const auto it = Known().find(text); it != Known().end()) return DecodeShape{text, it->second};
   if (const auto n = Numbers(text, "mla:", 7); !n.empty()) {

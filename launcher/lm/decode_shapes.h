@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/mla.h"
+#include "partition/decode_price.h"
 #include "runtime/base/status.h"
 
 namespace tessera::launcher {
@@ -27,6 +28,10 @@ struct DecodeShape {
   const GqaShape& gqa() const { return std::get<GqaShape>(layer); }
   int heads() const { return is_mla() ? mla().heads : gqa().heads; }
 };
+
+// The layer as the price model sees it; context, batch and dtype are for the caller to set.
+DecodeProblem LayerProblem(const MlaShape& shape);
+DecodeProblem LayerProblem(const DecodeShape& shape);
 
 // A known model's name, "mla:D,h,q_rank,C,dn,dr,dv" (q_rank 0 = none), "gqa:h,kv_heads,width" or
 // "gqa:h,kv_heads,width,D". InvalidArgument names the text and what is allowed.

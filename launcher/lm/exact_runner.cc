@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "collectives/agreement.h"
-#include "launcher/problem_flags.h"
 #include "partition/planner.h"
 
 namespace tessera::launcher {
@@ -13,6 +12,17 @@ StatusOr<LoadedModel> LoadModel(const std::string& directory, DType compute, int
   TESSERA_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(directory));
   TESSERA_ASSIGN_OR_RETURN(LanguageModel language, LanguageModel::Load(checkpoint, config, compute, threads));
   return LoadedModel{std::move(checkpoint), std::move(config), std::move(language)};
+}
+
+ExactOptions MakeExactOptions(const ExecutionFlags& flags, const std::string& dtype, const Context& context) {
+  ExactOptions options;
+  options.strategy = flags.strategy;
+  options.ranks_per_node = context.RanksPerNode(context.world->size());
+  options.dtype = *ParseDType(dtype);
+  options.compute = ProjectionType(options.dtype);
+  options.kernel = context.Kernel(flags.kernel);
+  options.threads = context.Threads(flags.threads);
+  return options;
 }
 
 Status CheckAttentionKernel(const ModelConfig& config, const ExactOptions& options) {
@@ -59,7 +69,7 @@ StatusOr<Layout> LayoutOfDocument(const Layout& packed, Range tokens) {
 
 }  // namespace
 
-StatusOr<ExactResult> ExactRunner::Run(std::span<const std::span<const int>> documents) {
+StatusOr<ExactResult> ExactRunner::Run(std::span<const std::span<const int>> documents, bool keep_cache_rows) {
   std::vector<int64_t> boundaries{0};
   std::vector<int> packed;
   for (const auto& document : documents) {
@@ -103,7 +113,7 @@ StatusOr<ExactResult> ExactRunner::Run(std::span<const std::span<const int>> doc
   std::vector<float> cache_rows(tokens.size() * cache_width);
   const AttendLayer attend = [&](int layer, const float* normed, float* out) -> Status {
     TESSERA_RETURN_IF_ERROR(prefill_->Attend(layer, normed, positions, out, cache_rows.data()));
-    if (options_.keep_cache_rows) result.cache_rows.push_back(cache_rows);
+    if (keep_cache_rows) result.cache_rows.push_back(cache_rows);
     return absl::OkStatus();
   };
   StatusOr<std::vector<float>> hidden = model_.language.Run(tokens, attend);

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "collectives/communicator.h"
+#include "launcher/command.h"
 #include "launcher/lm/model.h"
+#include "launcher/problem_flags.h"
 #include "runtime/latent/mla_prefill.h"
 
 namespace tessera::launcher {
@@ -21,6 +23,11 @@ struct LoadedModel {
 // Not collective.
 StatusOr<LoadedModel> LoadModel(const std::string& directory, DType compute, int threads);
 
+// In which type a model attending in `dtype` projects: bf16 rounds the projections too, fp16 does not.
+inline DType ProjectionType(DType dtype) {
+  return dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+}
+
 struct ExactOptions {
   std::string strategy = "auto";
   int ranks_per_node = 0;
@@ -28,8 +35,9 @@ struct ExactOptions {
   DType compute = DType::kFloat32;  // of the projections
   std::string kernel;
   int threads = 1;
-  bool keep_cache_rows = false;
 };
+// What the flags of score and generate ask for; `dtype` is a name that ParseDType knows.
+ExactOptions MakeExactOptions(const ExecutionFlags& flags, const std::string& dtype, const Context& context);
 
 // This rank's part of the documents.
 struct ExactResult {
@@ -53,8 +61,9 @@ class ExactRunner {
   // Collective; model and communicator outlive this.
   static StatusOr<std::unique_ptr<ExactRunner>> Create(Communicator& comm, const LoadedModel& model,
                                                        const ExactOptions& options);
-  // Collective: tokens of each document, the same on every rank; causal within documents.
-  StatusOr<ExactResult> Run(std::span<const std::span<const int>> documents);
+  // Collective: tokens of each document, the same on every rank; causal within documents. Cache rows are kept when a
+  // decoder is to take over.
+  StatusOr<ExactResult> Run(std::span<const std::span<const int>> documents, bool keep_cache_rows);
 
  private:
   ExactRunner(Communicator& comm, const LoadedModel& model, const ExactOptions& options)

@@ -58,13 +58,7 @@ StatusOr<std::vector<int>> MakePrompt(const Flags& flags, const ModelConfig& con
 StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   Communicator& world = *context.world;
   Progress progress(context.root());
-  ExactOptions exact;
-  exact.strategy = flags.execution.strategy;
-  exact.dtype = *ParseDType(flags.dtype);
-  exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
-  exact.kernel = context.Kernel(flags.execution.kernel);
-  exact.keep_cache_rows = true;
-  exact.threads = context.Threads(flags.execution.threads);
+  const ExactOptions exact = MakeExactOptions(flags.execution, flags.dtype, context);
   progress.Say("loading " + flags.model);
   StatusOr<LoadedModel> loaded = LoadModel(flags.model, exact.compute, exact.threads);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, loaded.status(), "loading the model"));
@@ -80,16 +74,8 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
   StatusOr<std::vector<TplaFactors>> factors = FactorsOf(method, *loaded);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, factors.status(), "reading what the conversion recorded"));
 
-  MlaDecoderOptions options;
-  options.method = method.method;
-  options.groups = method.groups;
-  options.layers = loaded->config.layers;
-  options.block_tokens = options.page_tokens = 16;
-  options.cache_dtype = exact.dtype;
-  options.compute = exact.compute;
-  options.max_positions = loaded->config.max_positions;
-  options.threads = exact.threads;
-  options.pages = PagesFor(options, world.size(), 1, static_cast<int64_t>(prompt->size()) + flags.tokens);
+  const MlaDecoderOptions options =
+      MakeDecoderOptions(*loaded, method, exact, world.size(), 1, static_cast<int64_t>(prompt->size()) + flags.tokens);
   TESSERA_ASSIGN_OR_RETURN(const auto runner, DecodeRunner::Create(world, *loaded, options, *factors));
 
   // All of the prompt but its last token is prefilled; that one is the first to be decoded.
@@ -99,7 +85,7 @@ StatusOr<bool> RunGenerate(const Flags& flags, const Context& context) {
     progress.Say("reading the prompt");
     TESSERA_ASSIGN_OR_RETURN(const auto prefill, ExactRunner::Create(world, *loaded, exact));
     const std::span<const int> document(prompt->data(), prefix);
-    TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run({&document, 1}));
+    TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run({&document, 1}, /*keep_cache_rows=*/true));
     TESSERA_ASSIGN_OR_RETURN(const auto sequences, runner->TakeOver(result));
     sequence = sequences[0];
   } else {

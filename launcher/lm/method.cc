@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "launcher/lm/decode_shapes.h"
 #include "runtime/latent/latent_record.h"
 
 namespace tessera::launcher {
@@ -59,17 +60,10 @@ void AddMethodFlags(CLI::App& command, MethodFlags& flags) {
 
 DecodeProblem DecodeProblemOf(const MlaShape& shape, int64_t context_tokens, int64_t batch, int64_t query_tokens,
                               DType dtype) {
-  DecodeProblem problem;
+  DecodeProblem problem = LayerProblem(shape);
   problem.context_tokens = context_tokens;
   problem.batch = batch;
   problem.query_tokens = query_tokens;
-  problem.hidden = shape.hidden;
-  problem.heads = shape.heads;
-  problem.query_rank = shape.query_rank;
-  problem.latent = shape.latent;
-  problem.nope = shape.nope;
-  problem.rope = shape.rope;
-  problem.value = shape.value;
   problem.dtype = dtype;
   return problem;
 }

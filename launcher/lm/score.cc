@@ -69,13 +69,7 @@ StatusOr<Inputs> Load(const Flags& flags, const ExactOptions& exact, int ranks) 
 StatusOr<bool> RunScore(const Flags& flags, const Context& context) {
   Communicator& world = *context.world;
   Progress progress(context.root());
-  ExactOptions exact;
-  exact.strategy = flags.execution.strategy;
-  exact.ranks_per_node = context.RanksPerNode(world.size());
-  exact.dtype = *ParseDType(flags.dtype);
-  exact.compute = exact.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
-  exact.kernel = context.Kernel(flags.execution.kernel);
-  exact.threads = context.Threads(flags.execution.threads);
+  const ExactOptions exact = MakeExactOptions(flags.execution, flags.dtype, context);
   progress.Say("loading " + flags.model);
   StatusOr<Inputs> inputs = Load(flags, exact, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, inputs.status(), "loading the model"));

@@ -21,10 +21,15 @@ double BitsOf(std::span<const float> logits, int next) {
 
 }  // namespace
 
+StatusOr<ExactRunner*> Scorer::Runner() {
+  if (runner_ == nullptr) {
+    TESSERA_ASSIGN_OR_RETURN(runner_, ExactRunner::Create(comm_, model_, exact_));
+  }
+  return runner_.get();
+}
+
 StatusOr<Score> Scorer::Exact(int64_t prefix) {
-  ExactOptions options = exact_;
-  options.keep_cache_rows = false;
-  TESSERA_ASSIGN_OR_RETURN(const auto runner, ExactRunner::Create(comm_, model_, options));
+  TESSERA_ASSIGN_OR_RETURN(ExactRunner* const runner, Runner());
   Score score;
   const auto start = std::chrono::steady_clock::now();
   for (int64_t first = 0; first < windows_.count; first += kWindowsPerBatch) {
@@ -32,7 +37,7 @@ StatusOr<Score> Scorer::Exact(int64_t prefix) {
     const int64_t count = std::min(kWindowsPerBatch, windows_.count - first);
     std::vector<std::span<const int>> documents;
     for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, windows_.context));
-    TESSERA_ASSIGN_OR_RETURN(const ExactResult result, runner->Run(documents));
+    TESSERA_ASSIGN_OR_RETURN(const ExactResult result, runner->Run(documents, /*keep_cache_rows=*/false));
     score.plan = result.plan;
     StatusOr<std::vector<float>> logits = model_.language.Logits(result.hidden);
     TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, logits.status(), "computing logits"));
@@ -58,24 +63,14 @@ StatusOr<Score> Scorer::Exact(int64_t prefix) {
 }
 
 StatusOr<Score> Scorer::Decoded(const Method& method, int64_t prefix) {
-  MlaDecoderOptions options;
-  options.method = method.method;
-  options.groups = method.groups;
-  options.layers = model_.config.layers;
-  options.cache_dtype = exact_.dtype;
-  options.compute = exact_.compute;
-  options.max_positions = model_.config.max_positions;
-  options.threads = exact_.threads;
-  options.block_tokens = options.page_tokens = 16;  // windows are short: every rank gets some of each
-  options.pages = PagesFor(options, comm_.size(), std::min(kWindowsPerBatch, windows_.count), windows_.context);
+  const MlaDecoderOptions options = MakeDecoderOptions(model_, method, exact_, comm_.size(),
+                                                       std::min(kWindowsPerBatch, windows_.count), windows_.context);
   StatusOr<std::vector<TplaFactors>> factors = FactorsOf(method, model_);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, factors.status(), "reading what the conversion recorded"));
   TESSERA_ASSIGN_OR_RETURN(const auto runner, DecodeRunner::Create(comm_, model_, options, *factors));
-  std::unique_ptr<ExactRunner> prefill;
+  ExactRunner* prefill = nullptr;
   if (prefix > 0) {
-    ExactOptions exact = exact_;
-    exact.keep_cache_rows = true;
-    TESSERA_ASSIGN_OR_RETURN(prefill, ExactRunner::Create(comm_, model_, exact));
+    TESSERA_ASSIGN_OR_RETURN(prefill, Runner());
   }
   Score score;
   score.cache_bytes = runner->decoder().cache().bytes_per_token_layer();
@@ -87,7 +82,7 @@ StatusOr<Score> Scorer::Decoded(const Method& method, int64_t prefix) {
     if (prefill != nullptr) {
       std::vector<std::span<const int>> documents;
       for (int64_t w = 0; w < count; ++w) documents.push_back(windows_.Given(first + w, 0, prefix));
-      TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run(documents));
+      TESSERA_ASSIGN_OR_RETURN(const ExactResult result, prefill->Run(documents, /*keep_cache_rows=*/true));
       TESSERA_ASSIGN_OR_RETURN(sequences, runner->TakeOver(result));
     } else {
       for (int64_t w = 0; w < count; ++w) sequences.push_back(runner->decoder().Start());

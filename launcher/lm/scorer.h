@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,6 +54,8 @@ class Scorer {
   StatusOr<Score> Decoded(const Method& method, int64_t prefix);
 
  private:
+  // The one exact runner of all scores: it holds the model's attention weights.
+  StatusOr<ExactRunner*> Runner();
   Status DecodeWindows(DecodeRunner& runner, std::span<const SequenceId> sequences, int64_t first, int64_t prefix,
                        Score& score);
 
@@ -62,6 +65,7 @@ class Scorer {
   ExactOptions exact_;
   int64_t query_tokens_;
   Progress& progress_;
+  std::unique_ptr<ExactRunner> runner_;
 };
 
 }  // namespace tessera::launcher

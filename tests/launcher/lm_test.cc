@@ -9,7 +9,7 @@
 
 #include "launcher/lm/dense_model.h"
 #include "launcher/lm/text.h"
-#include "tests/launcher/program.h"
+#include "tests/launcher/bundled_model.h"
 
 namespace tessera::launcher_test {
 namespace {
@@ -18,9 +18,6 @@ using ::testing::HasSubstr;
 using ::testing::StartsWith;
 namespace fs = std::filesystem;
 
-constexpr int kUsage = 2, kBadInput = 3, kRefused = 4, kSystem = 6;
-const std::string kModel = TESSERA_TEST_SOURCE "/launcher/data/kjv-mla";
-const std::string kText = TESSERA_TEST_SOURCE "/launcher/data/kjv-heldout-64k.txt";
 const std::string kScore = "score --model " + kModel + " --text " + kText + " ";
 
 // Bits that these logits spend on the byte after each token of `text` from `first` on; one byte more than rows.
@@ -35,7 +32,7 @@ double BitsOf(const std::vector<float>& logits, const std::string& text) {
   return bits;
 }
 
-class LmTest : public ProgramTest {
+class LmTest : public BundledModelTest {
  protected:
   // The records a run wrote.
   std::vector<nlohmann::json> Records(int ranks, const std::string& arguments) const {
@@ -57,18 +54,6 @@ class LmTest : public ProgramTest {
   void ExpectRefused(const Outcome& outcome, int code, const std::string& message) const {
     EXPECT_EQ(outcome.exit_code, code) << outcome.err;
     EXPECT_THAT(outcome.err, HasSubstr(message));
-  }
-  std::string CopyModel(const std::string& name) const {
-    fs::create_directories(Path(name));
-    for (const char* file : {"config.json", "model.safetensors"}) {
-      fs::copy_file(kModel + "/" + file, Path(name) + "/" + file);
-    }
-    return Path(name);
-  }
-  void EditConfig(const std::string& model, const std::string& field, const nlohmann::json& value) const {
-    nlohmann::json config = nlohmann::json::parse(ReadText(kModel + "/config.json"));
-    config[field] = value;
-    std::ofstream(model + "/config.json") << config.dump();
   }
 };
 
@@ -241,20 +226,17 @@ TEST_F(LmTest, ModelsThatDoNotServe) {
   };
   ExpectRefused(score(Path("absent")), kBadInput, "cannot open " + Path("absent"));
   const std::string model = CopyModel("model");
-  EditConfig(model, "kv_lora_rank", 96);
+  WriteConfig(model, {{"kv_lora_rank", 96}});
   ExpectRefused(score(model), kBadInput, "is BF16 [160, 256]; needed: [128, 256]");
-  EditConfig(model, "num_hidden_layers", 5);
+  WriteConfig(model, {{"num_hidden_layers", 5}});
   ExpectRefused(score(model), kBadInput, "no tensor \"model.layers.4.input_layernorm.weight\"");
-  EditConfig(model, "n_routed_experts", 8);
-  nlohmann::json config = nlohmann::json::parse(ReadText(model + "/config.json"));
-  config["first_k_dense_replace"] = 1;
-  Write("model/config.json", config.dump());
+  WriteConfig(model, {{"n_routed_experts", 8}, {"first_k_dense_replace", 1}});
   ExpectRefused(score(model), kRefused, "n_routed_experts 8 with first_k_dense_replace 1 of 4 layers");
-  EditConfig(model, "hidden_act", "gelu");
+  WriteConfig(model, {{"hidden_act", "gelu"}});
   ExpectRefused(score(model), kRefused, "hidden_act \"gelu\": only \"silu\" is supported");
-  EditConfig(model, "tokenizer", "words");
+  WriteConfig(model, {{"tokenizer", "words"}});
   ExpectRefused(score(model), kRefused, "only models of bytes");
-  EditConfig(model, "tokenizer", "bytes");
+  WriteConfig(model, nlohmann::json::object());
 
   const std::string original = ReadText(kModel + "/model.safetensors");
   std::string bytes = original;

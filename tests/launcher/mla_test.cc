@@ -14,17 +14,13 @@
 #include "launcher/lm/dense_model.h"
 #include "launcher/lm/text.h"
 #include "runtime/latent/latent_record.h"
-#include "tests/launcher/program.h"
+#include "tests/launcher/bundled_model.h"
 
 namespace tessera::launcher_test {
 namespace {
 
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
-
-constexpr int kUsage = 2, kBadInput = 3, kRefused = 4, kSystem = 6;
-const std::string kModel = TESSERA_TEST_SOURCE "/launcher/data/kjv-mla";
-const std::string kText = TESSERA_TEST_SOURCE "/launcher/data/kjv-heldout-64k.txt";
 
 #ifdef TESSERA_SANITIZED
 constexpr int kTokens = 64, kMoments = 4;
@@ -62,15 +58,15 @@ double RelativeError(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() ? std::sqrt(difference / size) : INFINITY;
 }
 
-class MlaTest : public ProgramTest {
+class MlaTest : public BundledModelTest {
  protected:
   void SetUp() override {
-    ProgramTest::SetUp();
+    BundledModelTest::SetUp();
     text_ = Write("text", ReadText(kText).substr(0, kTextBytes));
   }
   void TearDown() override {
     for (const std::string& name : FilesInFolder()) EXPECT_EQ(name.find(".tmp-"), std::string::npos) << name;
-    ProgramTest::TearDown();
+    BundledModelTest::TearDown();
   }
   Outcome Convert(const std::string& flags, const std::string& model = kModel) const {
     return RunAlone("mla convert --model " + model + " --output " + Path("out") + " " + flags);
@@ -82,19 +78,6 @@ class MlaTest : public ProgramTest {
   }
   static constexpr int kTextBytes = 2048;
   std::string text_;
-  // A copy of the bundled model's config and, changed, of its weights.
-  std::string CopyModel(const std::string& name) const {
-    fs::create_directories(Path(name));
-    for (const char* file : {"config.json", "model.safetensors"}) {
-      fs::copy_file(kModel + "/" + file, Path(name) + "/" + file);
-    }
-    return Path(name);
-  }
-  void EditConfig(const std::string& model, const std::string& field, const nlohmann::json& value) const {
-    nlohmann::json config = nlohmann::json::parse(ReadText(model + "/config.json"));
-    config[field] = value;
-    std::ofstream(model + "/config.json") << config.dump();
-  }
   // Moments of the right shape that favour the first latent columns. Only layers below `layers`.
   std::string WriteMoments(const std::string& name, int64_t tokens, int layers) const {
     std::vector<SafetensorsEntry> entries;
@@ -362,18 +345,14 @@ TEST_F(MlaTest, ModelsThatDoNotServe) {
                 kBadInput, "contain one another");
   ExpectRefused(RunAlone("mla convert --transform identity --force --model " + model + " --output " + model + "/"),
                 kBadInput, "contain one another");
-  EditConfig(model, "kv_lora_rank", 96);
+  WriteConfig(model, {{"kv_lora_rank", 96}});
   ExpectRefused(Convert("--transform identity", model), kBadInput, "is BF16 [160, 256]; needed: [128, 256]");
-  EditConfig(model, "kv_lora_rank", 128);
-  EditConfig(model, "num_hidden_layers", 5);
+  WriteConfig(model, {{"num_hidden_layers", 5}});
   ExpectRefused(Convert("--transform identity", model), kBadInput,
                 "no tensor \"model.layers.4.self_attn.q_proj.weight\"; nearest names: ");
-  EditConfig(model, "num_hidden_layers", 4);
-  EditConfig(model, "tokenizer", "");
+  WriteConfig(model, {{"tokenizer", ""}});
   ExpectRefused(Convert("--transform pca --calibration " + text_, model), kRefused, "(--moments)");
-  EditConfig(model, "tokenizer", "bytes");
-  EditConfig(model, "n_routed_experts", 8);
-  EditConfig(model, "first_k_dense_replace", 1);
+  WriteConfig(model, {{"n_routed_experts", 8}, {"first_k_dense_replace", 1}});
   ExpectRefused(Convert("--transform pca --calibration " + text_, model), kRefused, "n_routed_experts 8");
 
   // One NaN among the weights of layer 1.
