@@ -21,7 +21,7 @@ constexpr int kTimelineColumns = 100;
 
 struct Flags {
   std::string model = "deepseek-v3";
-  DecodeProblem problem;
+  DecodeProblem problem;  // context, batch and blocks; the layer is the model's
   std::string dtype = "bf16";
   std::string method = "all";
   int groups = 0;
@@ -34,24 +34,11 @@ struct Flags {
 // The model's layer under a batch that the flags give.
 StatusOr<DecodeProblem> ProblemOf(const Flags& flags) {
   TESSERA_ASSIGN_OR_RETURN(const DecodeShape shape, ParseDecodeShape(flags.model));
-  DecodeProblem problem = flags.problem;
-  problem.heads = shape.heads();
-  if (shape.is_mla()) {
-    const MlaShape& mla = shape.mla();
-    problem.hidden = mla.hidden;
-    problem.kv_heads = 1;
-    problem.query_rank = mla.query_rank;
-    problem.latent = mla.latent;
-    problem.nope = mla.nope;
-    problem.rope = mla.rope;
-    problem.value = mla.value;
-  } else {
-    const GqaShape& gqa = shape.gqa();
-    problem.hidden = gqa.hidden;
-    problem.kv_heads = gqa.kv_heads;
-    problem.query_rank = problem.latent = problem.rope = 0;
-    problem.nope = problem.value = gqa.width;
-  }
+  DecodeProblem problem = LayerProblem(shape);
+  problem.context_tokens = flags.problem.context_tokens;
+  problem.batch = flags.problem.batch;
+  problem.query_tokens = flags.problem.query_tokens;
+  problem.block_tokens = flags.problem.block_tokens;
   problem.dtype = ParseDType(flags.dtype).value_or(DType::kBFloat16);
   return problem;
 }
@@ -71,8 +58,10 @@ nlohmann::ordered_json ToRecord(const DecodePrice& price, bool chosen) {
           {"predicted_projection_seconds", price.projection_seconds},
           {"predicted_attention_seconds", price.attention_seconds},
           {"predicted_exchange_seconds", price.exchange_seconds},
+          {"predicted_slice_seconds", price.slice_seconds},
           {"predicted_all_reduce_seconds", price.all_reduce_seconds},
           {"exchange_bytes", price.exchange_bytes},
+          {"slice_bytes", price.slice_bytes},
           {"all_reduce_bytes", price.all_reduce_bytes},
           {"cache_bytes_per_token_layer_rank", price.cache_bytes_per_token},
           {"cache_bytes_layer_rank", price.cache_bytes},
@@ -85,8 +74,9 @@ void PrintTable(const std::vector<DecodePrice>& prices, const DecodePrice& choic
   for (const DecodePrice& price : prices) {
     table.Add({TitleOf(price) + (price.spec == choice.spec ? " (auto)" : ""), price.exact ? "exact" : "approximate",
                FormatSeconds(price.seconds()), FormatSeconds(price.projection_seconds),
-               FormatSeconds(price.attention_seconds), FormatSeconds(price.exchange_seconds),
-               FormatSeconds(price.all_reduce_seconds), absl::StrCat(price.exchange_bytes + price.all_reduce_bytes),
+               FormatSeconds(price.attention_seconds), FormatSeconds(price.exchange_seconds + price.slice_seconds),
+               FormatSeconds(price.all_reduce_seconds),
+               absl::StrCat(price.exchange_bytes + price.slice_bytes + price.all_reduce_bytes),
                absl::StrFormat("%.1f", price.cache_bytes_per_token),
                FormatBytes(static_cast<double>(price.cache_bytes)),
                FormatBytes(static_cast<double>(price.weight_bytes))});

@@ -14,9 +14,9 @@ constexpr int kDecodePlannerVersion = 1;
 constexpr std::array<std::string_view, 5> kNames = {"head", "tpla", "gather-query", "replicated-query", "tree"};
 
 // Part `part` of the heads cut into `parts` runs; some are empty when there are more parts than heads.
-HeadRange PartOf(int heads, int part, int parts) {
-  const int64_t all = heads;
-  return {static_cast<int>(all * part / parts), static_cast<int>(all * (part + 1) / parts)};
+HeadRange PartOf(HeadRange heads, int part, int parts) {
+  const int64_t all = heads.size();
+  return {heads.begin + static_cast<int>(all * part / parts), heads.begin + static_cast<int>(all * (part + 1) / parts)};
 }
 
 }  // namespace
@@ -72,17 +72,31 @@ HeadRange DecodeSpec::OutputHeads(int rank) const {
     case DecodeMethod::kTree:
       return {0, heads};
     case DecodeMethod::kTpla:
-      return PartOf(heads, rank % (ranks / groups), ranks / groups);
+      return PartOf({0, heads}, rank % (ranks / groups), ranks / groups);
     case DecodeMethod::kHead:
     case DecodeMethod::kGatherQuery:
     case DecodeMethod::kReplicatedQuery:
       break;
   }
-  return PartOf(heads, rank, ranks);
+  return PartOf({0, heads}, rank, ranks);
 }
 
 HeadRange DecodeSpec::SummandHeads(int rank) const {
-  return method == DecodeMethod::kTree ? PartOf(heads, rank, ranks) : OutputHeads(rank);
+  if (method == DecodeMethod::kTree) return PartOf({0, heads}, rank, ranks);
+  if (method == DecodeMethod::kTpla) return PartOf(OutputHeads(rank), rank / (ranks / groups), groups);
+  return OutputHeads(rank);
+}
+
+HeadRange DecodeSpec::ProjectedHeads(int rank) const {
+  return method == DecodeMethod::kTpla ? SummandHeads(rank) : QueryHeads(rank);
+}
+
+std::vector<int> DecodeSpec::SlicePeers(int rank) const {
+  if (method != DecodeMethod::kTpla) return {rank};
+  const int places = ranks / groups;
+  std::vector<int> peers;
+  for (int slice = 0; slice < groups; ++slice) peers.push_back(slice * places + rank % places);
+  return peers;
 }
 
 CacheSharding ShardingOf(const DecodeSpec& spec, int block_tokens) {

@@ -14,8 +14,8 @@
 namespace tessera {
 
 enum class DecodeMethod : uint8_t {
-  kHead,             // heads sharded; the latent cache replicated, a GQA cache sharded by key/value head. Nothing moves
-  kTpla,             // latent columns sharded in `groups`, heads within a group's ranks. Nothing moves. Approximate
+  kHead,  // heads sharded; the latent cache replicated, a GQA cache sharded by key/value head. Nothing moves
+  kTpla,  // latent columns sharded in `groups`, heads within a group's ranks. Attention moves nothing. Approximate
   kGatherQuery,      // tokens sharded; queries of own heads are gathered, partials return to the heads' owners (DCP)
   kReplicatedQuery,  // tokens sharded; every rank has all queries, partials go to the heads' owners (Helix)
   kTree  // tokens sharded; every rank has all queries, partials are reduced up and the result sent down a tree
@@ -42,8 +42,14 @@ struct DecodeSpec {
   HeadRange QueryHeads(int rank) const;
   HeadRange OutputHeads(int rank) const;
   // Of the output heads, those that a rank projects to the hidden state, so that the sum over all ranks has everything
-  // once: all of them, but under kTree, where every rank has the whole output, a part.
+  // once: all of them, but a part under kTree, where every rank has the whole output, and under kTpla, where the ranks
+  // of SlicePeers add up their slices' values first.
   HeadRange SummandHeads(int rank) const;
+  // Heads whose queries a rank projects from the hidden state: QueryHeads, but under kTpla the summand heads, as the
+  // ranks of SlicePeers need the same queries.
+  HeadRange ProjectedHeads(int rank) const;
+  // kTpla: ranks that serve the heads of `rank`, one per slice, in the order of the slices. Otherwise the rank alone.
+  std::vector<int> SlicePeers(int rank) const;
   friend bool operator==(const DecodeSpec&, const DecodeSpec&) = default;
 };
 Status Validate(const DecodeSpec& spec);

@@ -14,15 +14,17 @@ double Seconds(const Link& link, double messages, double bytes) {
 
 // Weights, in elements, that one rank multiplies every row with.
 int64_t WeightElements(const DecodeProblem& p, const DecodeSpec& spec, const CacheRowShape& stored, int rank) {
-  const int64_t queries = spec.QueryHeads(rank).size(), outputs = spec.SummandHeads(rank).size();
+  const int64_t projected = spec.ProjectedHeads(rank).size(), outputs = spec.SummandHeads(rank).size();
   const int64_t hidden = p.hidden, key = p.nope + p.rope;
-  const int64_t query = p.query_rank > 0 ? p.query_rank * (hidden + queries * key) : hidden * queries * key;
+  const int64_t query = p.query_rank > 0 ? p.query_rank * (hidden + projected * key) : hidden * projected * key;
   const int64_t output = outputs * p.value * hidden;
   if (p.latent == 0) return query + hidden * stored.kv_heads * (key + p.value) + output;
   // Every rank computes the whole latent of a new token: its norm needs all columns. Queries are taken into the rank's
-  // columns (absorbed) and outputs out of them.
+  // columns (absorbed) and outputs out of them; under TPLA those of all heads it attends for.
+  const int64_t absorbed = spec.QueryHeads(rank).size();
+  const int64_t values = spec.method == DecodeMethod::kTpla ? spec.OutputHeads(rank).size() : outputs;
   const int64_t latent = hidden * (p.latent + p.rope);
-  return query + latent + stored.value_width * (queries * p.nope + outputs * p.value) + output;
+  return query + latent + stored.value_width * (absorbed * p.nope + values * p.value) + output;
 }
 
 struct CacheWork {
@@ -63,6 +65,19 @@ double ExchangeSeconds(const DecodeSpec& spec, const MachineModel& machine) {
   if (spec.method == DecodeMethod::kReplicatedQuery) return partials;
   const double query = rows * spec.qk_width * static_cast<double>(SizeInBytes(spec.dtype));
   return partials + Seconds(link, others, query * busiest) + step;
+}
+
+// TPLA: ranks that serve the same heads gather their queries and add up their slices' values, each straight from every
+// one of them to every other, in fp32.
+void PriceSlices(const DecodeProblem& p, const MachineModel& machine, DecodePrice& price) {
+  const DecodeSpec& spec = price.spec;
+  if (spec.groups == 1 || p.hidden == 0) return;
+  const int64_t width = p.nope + p.rope + p.value, others = spec.groups - 1;
+  price.slice_bytes = others * p.rows() * spec.heads * width * 4;
+  const int64_t busiest = (spec.heads + spec.ranks - 1) / spec.ranks;
+  // The link to the peer that is furthest off: slices lie ranks / groups apart.
+  price.slice_seconds = Seconds(LinkBetween(machine, 0, spec.ranks - spec.ranks / spec.groups), 2.0 * others,
+                                static_cast<double>(others * p.rows() * busiest * width * 4));
 }
 
 }  // namespace
@@ -176,6 +191,7 @@ StatusOr<DecodePrice> PriceDecode(const DecodeProblem& problem, DecodeMethod met
           : static_cast<double>(most_row_bytes);
   price.exchange_seconds = ExchangeSeconds(spec, machine);
   price.exchange_bytes = PredictedBytes(spec);
+  PriceSlices(problem, machine, price);
   if (ranks > 1 && problem.hidden > 0) {
     // A reduce-scatter and an all-gather, each straight from every rank to every other.
     const double others = ranks - 1;

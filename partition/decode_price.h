@@ -44,14 +44,18 @@ struct DecodePrice {
   double projection_seconds = 0;  // reading weights, or the products of all rows with them, whichever takes longer
   double attention_seconds = 0;   // reading the cache, or the products with it, whichever takes longer
   double exchange_seconds = 0;    // messages of the decode plan
+  double slice_seconds = 0;       // tpla: queries gathered and values added up among the ranks of the same heads
   double all_reduce_seconds = 0;  // the sum of the heads' outputs, D wide, in fp32
   int64_t exchange_bytes = 0;     // received over all ranks
+  int64_t slice_bytes = 0;        // received over all ranks
   int64_t all_reduce_bytes = 0;   // received over all ranks
   int64_t cache_bytes = 0;        // of this layer on the fullest rank, all sequences
   double cache_bytes_per_token =
       0;                     // of a token on a rank: cache_bytes over batch and context; without tokens, of the row
   int64_t weight_bytes = 0;  // of this layer on the fullest rank, as decoding uses them
-  double seconds() const { return projection_seconds + attention_seconds + exchange_seconds + all_reduce_seconds; }
+  double seconds() const {
+    return projection_seconds + attention_seconds + exchange_seconds + slice_seconds + all_reduce_seconds;
+  }
 };
 // Closed form, for any number of ranks.
 StatusOr<DecodePrice> PriceDecode(const DecodeProblem& problem, DecodeMethod method, int ranks, int groups,

@@ -108,7 +108,7 @@ class Report {
                 absl::StrFormat("%.1f", static_cast<double>(load_.rows()) / cost.seconds),
                 head_seconds_ > 0 && row.ranks > 1 ? absl::StrFormat("%.2fx", head_seconds_ / cost.seconds) : "-",
                 FormatSeconds(cost.attention_seconds), mla ? FormatSeconds(cost.projection_seconds) : "-",
-                mla ? FormatSeconds(cost.all_reduce_seconds) : "-",
+                mla ? FormatSeconds(cost.slice_seconds + cost.all_reduce_seconds) : "-",
                 absl::StrCat(*std::ranges::max_element(row.cache_bytes_per_token)),
                 FormatBytes(static_cast<double>(*std::ranges::max_element(row.cache_bytes))),
                 absl::StrCat(row.bytes_received), absl::StrFormat("%.1f", row.read_bytes_per_second * 1e-9),
@@ -147,6 +147,7 @@ class Report {
             {"seconds", row.slowest.seconds},
             {"attention_seconds", row.slowest.attention_seconds},
             {"projection_seconds", row.slowest.projection_seconds},
+            {"slice_seconds", row.slowest.slice_seconds},
             {"all_reduce_seconds", row.slowest.all_reduce_seconds},
             {"attention_flops", row.attention_flops},
             {"cache_bytes_per_token_layer", row.cache_bytes_per_token},
@@ -159,25 +160,19 @@ class Report {
 
   const DecodeLoad& load_;
   double head_seconds_ = 0;
-  Table table_{{"method", "ranks", "step", "tokens/s", "vs head", "attention", "projections", "all-reduce",
+  Table table_{{"method", "ranks", "step", "tokens/s", "vs head", "attention", "projections", "sums",
                 "cache B/token/layer", "cache per rank", "bytes moved", "GB/s", "TFLOP/s", "rel error", "check"}};
   std::string records_;
 };
 
 // The step as the price model sees it.
 DecodeProblem PricedProblem(const DecodeShape& shape, const Flags& flags) {
-  const DType dtype = *ParseDType(flags.dtype);
-  if (shape.is_mla()) {
-    return DecodeProblemOf(shape.mla(), flags.context, flags.batch, flags.query_tokens, dtype);
-  }
-  DecodeProblem problem;
+  DecodeProblem problem = LayerProblem(shape);
+  if (!shape.is_mla()) problem.hidden = 0;  // attention alone is measured
   problem.context_tokens = flags.context;
   problem.batch = flags.batch;
   problem.query_tokens = flags.query_tokens;
-  problem.heads = shape.gqa().heads;
-  problem.kv_heads = shape.gqa().kv_heads;
-  problem.nope = problem.value = shape.gqa().width;
-  problem.dtype = dtype;
+  problem.dtype = *ParseDType(flags.dtype);
   return problem;
 }
 
@@ -302,9 +297,9 @@ void AddDecodeBench(CLI::App& bench, Selection& selection) {
   AddMethodFlags(*command, flags->methods);
   AddExecutionFlags(*command, flags->execution);
   command->footer(
-      "The first row is one rank alone. \"vs head\" compares with head parallelism in the same run. GB/s: cache bytes "
-      "of\n"
-      "the slowest rank over its time in attention; TFLOP/s: attention of all ranks.\n"
+      "The first row is one rank alone. \"vs head\" compares with head parallelism in the same run. Sums: the\n"
+      "heads' outputs over all ranks; under tpla also queries and values between slices. GB/s: cache bytes of the\n"
+      "slowest rank over its time in attention; TFLOP/s: attention of all ranks.\n"
       "Example:\n"
       "  mpirun -n 2 tessera bench decode --model deepseek-v3 --context 32768");
   command->callback([flags, &selection] {

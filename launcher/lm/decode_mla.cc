@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "collectives/agreement.h"
+#include "launcher/lm/decode_runner.h"
 #include "launcher/lm/decode_subject_parts.h"
 #include "runtime/latent/mla_decoder.h"
 
@@ -17,15 +18,11 @@ class MlaSubject : public DecodeSubject {
     options_.block_tokens = kPageTokens;
     options_.page_tokens = kPageTokens;
     options_.cache_dtype = load.dtype;
-    options_.compute = load.dtype == DType::kBFloat16 ? DType::kBFloat16 : DType::kFloat32;
+    options_.compute = ProjectionType(load.dtype);
     options_.max_positions = load.context_tokens + load.query_tokens;
     options_.kernel = load.kernel;
     options_.threads = load.threads;
-    options_.pages = load.batch * ((options_.max_positions + kPageTokens - 1) / kPageTokens);
-    if (DecodeSpec{.method = method.method}.axis() == CacheAxis::kSequence) {
-      const int64_t round = int64_t{comm.size()} * kPageTokens;
-      options_.pages = load.batch * ((options_.max_positions + round - 1) / round);
-    }
+    options_.pages = PagesFor(options_, comm.size(), load.batch, options_.max_positions);
     out_.resize(load.rows() * load.shape.mla().hidden);
     for (int64_t sequence = 0; sequence < load.batch; ++sequence) {
       const std::vector<float> rows = StepInput(load, sequence);
@@ -59,8 +56,9 @@ class MlaSubject : public DecodeSubject {
     DecodeCost cost{stats.seconds,
                     stats.projection_seconds,
                     stats.attention_seconds,
+                    stats.slice_seconds,
                     stats.all_reduce_seconds,
-                    stats.attention_bytes + stats.all_reduce_bytes,
+                    stats.attention_bytes + stats.slice_bytes + stats.all_reduce_bytes,
                     cache_bytes(),
                     0};
     // What this rank's kernel computes: heads that meet its rows, in its columns.

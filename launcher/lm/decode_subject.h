@@ -28,6 +28,7 @@ struct DecodeCost {
   double seconds = 0;
   double projection_seconds = 0;
   double attention_seconds = 0;
+  double slice_seconds = 0;  // TPLA: exchange of queries and values between slices
   double all_reduce_seconds = 0;
   int64_t bytes_received = 0;
   int64_t cache_bytes_read = 0;  // of the rank's rows, once

@@ -70,10 +70,14 @@ StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, con
   decoder->share_.latent_columns = sharding.LatentColumns(rank, shape.latent);
   const DecodeSpec spec = SpecOf(shape, options, comm.size(), static_cast<int>(decoder->share_.latent_columns.size()));
   TESSERA_RETURN_IF_ERROR(Validate(spec));
-  decoder->share_.query_heads = spec.QueryHeads(rank);
+  MlaShare& share = decoder->share_;
+  share.query_heads = spec.ProjectedHeads(rank);
+  share.absorbed_heads = spec.QueryHeads(rank);
   decoder->attended_heads_ = spec.OutputHeads(rank);
-  // Under the tree every rank gets every head; the projections after it are shared all the same.
-  decoder->share_.output_heads = spec.SummandHeads(rank);
+  // Under the tree every rank gets every head; the projections after it are shared all the same. Under TPLA the values
+  // of slices are added up before they are shared.
+  share.output_heads = spec.SummandHeads(rank);
+  share.value_heads = options.method == DecodeMethod::kTpla ? decoder->attended_heads_ : share.output_heads;
 
   CacheOptions cache;
   cache.shape = sharding.LocalShape(rank, row);
@@ -89,6 +93,7 @@ StatusOr<std::unique_ptr<MlaDecoder>> MlaDecoder::Create(Communicator& comm, con
   attention.threads = options.threads;
   attention.scale = shape.Scale();
   TESSERA_ASSIGN_OR_RETURN(decoder->attention_, DecodeAttention::Create(comm, spec, attention));
+  TESSERA_ASSIGN_OR_RETURN(decoder->slices_, SliceExchange::Create(comm, spec));
   return decoder;
 }
 

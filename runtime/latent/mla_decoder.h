@@ -16,6 +16,7 @@
 #include "runtime/engine/decode.h"
 #include "runtime/engine/reshard.h"
 #include "runtime/latent/mla_projections.h"
+#include "runtime/latent/slice_exchange.h"
 
 namespace tessera {
 
@@ -51,8 +52,10 @@ struct MlaDecodeStats {
   double seconds = 0;
   double projection_seconds = 0;
   double attention_seconds = 0;   // attention over the cache, exchanges of it included
+  double slice_seconds = 0;       // TPLA: exchange of queries and values between slices
   double all_reduce_seconds = 0;  // the sum of D
   int64_t attention_bytes = 0;    // received in the attention's exchanges
+  int64_t slice_bytes = 0;        // received
   int64_t all_reduce_bytes = 0;   // received
 };
 
@@ -125,7 +128,8 @@ class MlaDecoder {
   MlaDecoderOptions options_;
   CacheSharding sharding_;
   MlaShare share_;
-  HeadRange attended_heads_;  // whose attention output this rank gets; share_.output_heads are among them
+  HeadRange attended_heads_;  // whose attention output this rank gets; share_.value_heads are among them
+  SliceExchange slices_;
   RopeTable rope_;
   std::vector<Layer> layers_;
   std::unique_ptr<PagedCache> cache_;

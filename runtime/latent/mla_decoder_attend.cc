@@ -38,7 +38,7 @@ void MlaDecoder::StoreRows(int layer, const float* kv) {
 Status MlaDecoder::AttendCache(int layer, const float* query, std::vector<float>& latent_output) {
   const int64_t rows = step_rows();
   const int columns = layers_[layer].maps.latent_columns();
-  const int query_heads = share_.query_heads.size();
+  const int query_heads = share_.absorbed_heads.size();
   const int output_heads = attended_heads_.size();
   const int width = columns + shape_.rope;
   const DType dtype = options_.cache_dtype;
@@ -61,9 +61,9 @@ Status MlaDecoder::AttendCache(int layer, const float* query, std::vector<float>
       attention_->Run(TensorView::Dense(rounded.data(), dtype, rows, query_heads, width), cache_->layer(layer),
                       sequences, TensorView::Dense(latent_output.data(), DType::kFloat32, rows, output_heads, columns),
                       TensorView::Dense(lse.data(), DType::kFloat32, rows, output_heads, 1)));
-  if (share_.output_heads == attended_heads_) return absl::OkStatus();
-  const int64_t kept = int64_t{share_.output_heads.size()} * columns;
-  const int64_t first = int64_t{share_.output_heads.begin - attended_heads_.begin} * columns;
+  if (share_.value_heads == attended_heads_) return absl::OkStatus();
+  const int64_t kept = int64_t{share_.value_heads.size()} * columns;
+  const int64_t first = int64_t{share_.value_heads.begin - attended_heads_.begin} * columns;
   for (int64_t r = 0; r < rows; ++r) {
     std::copy_n(latent_output.data() + r * output_heads * columns + first, kept, latent_output.data() + r * kept);
   }
@@ -80,14 +80,22 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
   const int threads = options_.threads;
   const MlaProjections& maps = layers_[layer].maps;
   const Stopwatch total(stats_.seconds);
-  std::vector<float> absorbed(rows * share_.query_heads.size() * int64_t{maps.latent_columns() + shape_.rope});
+  std::vector<float> query(rows * share_.query_heads.size() * int64_t{shape_.qk_width()});
   {
     const Stopwatch watch(stats_.projection_seconds);
     std::vector<float> kv(rows * shape_.cache_width());
-    std::vector<float> query(rows * share_.query_heads.size() * int64_t{shape_.qk_width()});
     TESSERA_RETURN_IF_ERROR(maps.ProjectCacheRows(hidden, positions_, rope_, kv.data(), threads));
     StoreRows(layer, kv.data());
     TESSERA_RETURN_IF_ERROR(maps.ProjectQuery(hidden, positions_, rope_, query.data(), threads));
+  }
+  const int64_t slice_bytes = slices_.bytes_received();
+  {
+    const Stopwatch watch(stats_.slice_seconds);
+    TESSERA_RETURN_IF_ERROR(slices_.Gather(query, rows, shape_.qk_width()));
+  }
+  std::vector<float> absorbed(rows * share_.absorbed_heads.size() * int64_t{maps.latent_columns() + shape_.rope});
+  {
+    const Stopwatch watch(stats_.projection_seconds);
     TESSERA_RETURN_IF_ERROR(maps.Absorb(query.data(), rows, absorbed.data(), threads));
   }
   std::vector<float> latent_output;
@@ -96,11 +104,19 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
     TESSERA_RETURN_IF_ERROR(AttendCache(layer, absorbed.data(), latent_output));
     stats_.attention_bytes += attention_->stats().traffic.bytes_received;
   }
+  std::vector<float> value(rows * share_.value_heads.size() * int64_t{shape_.value});
+  {
+    const Stopwatch watch(stats_.projection_seconds);
+    TESSERA_RETURN_IF_ERROR(maps.ProjectValue(latent_output.data(), rows, value.data(), threads));
+  }
+  {
+    const Stopwatch watch(stats_.slice_seconds);
+    TESSERA_RETURN_IF_ERROR(slices_.SumOwn(value, rows, shape_.value));
+    stats_.slice_bytes += slices_.bytes_received() - slice_bytes;
+  }
   std::vector<float> summand(rows * shape_.hidden);
   {
     const Stopwatch watch(stats_.projection_seconds);
-    std::vector<float> value(rows * share_.output_heads.size() * int64_t{shape_.value});
-    TESSERA_RETURN_IF_ERROR(maps.ProjectValue(latent_output.data(), rows, value.data(), threads));
     TESSERA_RETURN_IF_ERROR(maps.ProjectOutput(value.data(), rows, summand.data(), threads));
     for (float& x : summand) x *= layers_[layer].out_scale;
   }

@@ -103,9 +103,9 @@ StatusOr<MlaProjections> MlaProjections::Create(const MlaShape& shape, const Mla
     return Emplace(linear, views, compute, transposed);
   };
   TESSERA_RETURN_IF_ERROR(
-      emplace_heads(result.absorb_, per_head(share.query_heads, 0, shape.nope), /*transposed=*/true));
+      emplace_heads(result.absorb_, per_head(share.absorbed_heads, 0, shape.nope), /*transposed=*/true));
   TESSERA_RETURN_IF_ERROR(
-      emplace_heads(result.value_up_, per_head(share.output_heads, shape.nope, shape.value), /*transposed=*/false));
+      emplace_heads(result.value_up_, per_head(share.value_heads, shape.nope, shape.value), /*transposed=*/false));
   return result;
 }
 
@@ -184,7 +184,7 @@ Status MlaProjections::Expand(const float* kv, int64_t rows, float* key, float* 
 }
 
 Status MlaProjections::Absorb(const float* query, int64_t rows, float* absorbed, int threads) const {
-  const int heads = share_.query_heads.size();
+  const int heads = share_.absorbed_heads.size();
   if (heads == 0) return absl::OkStatus();
   const int columns = latent_columns();
   std::vector<float> nope(rows * heads * shape_.nope), latent(rows * heads * int64_t{columns});

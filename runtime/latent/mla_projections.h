@@ -20,11 +20,16 @@ enum class MlaForm : uint8_t { kExpanded, kAbsorbed };
 
 // Which part of a layer a rank computes.
 struct MlaShare {
-  HeadRange query_heads;   // whose queries it projects
-  HeadRange output_heads;  // whose attention output it projects to the hidden state
-  Range latent_columns;    // what it keeps of the latent: [0, C), or a slice (TPLA); the expanded form needs all
+  HeadRange query_heads;     // whose queries it projects
+  HeadRange absorbed_heads;  // whose queries it takes into the latent space (absorbed form)
+  HeadRange value_heads;     // whose attention output it takes out of the latent space (absorbed form)
+  HeadRange output_heads;    // whose values it projects to the hidden state
+  Range latent_columns;      // what it keeps of the latent: [0, C), or a slice (TPLA); the expanded form needs all
 
-  static MlaShare Whole(const MlaShape& shape) { return {{0, shape.heads}, {0, shape.heads}, {0, shape.latent}}; }
+  static MlaShare Whole(const MlaShape& shape) {
+    const HeadRange all{0, shape.heads};
+    return {all, all, all, all, {0, shape.latent}};
+  }
 };
 
 // All matrices are dense, row-major, fp32, host. Not collective. Thread-safe.
@@ -46,9 +51,9 @@ class MlaProjections {
   // Expanded: kv [rows, C + dr] as ProjectCacheRows gives it -> key [rows, h, dn + dr], value [rows, h, dv].
   Status Expand(const float* kv, int64_t rows, float* key, float* value, int threads) const;
 
-  // Absorbed: query [rows, query heads, dn + dr] -> [rows, query heads, Cs + dr] with Cs latent columns of the share.
+  // Absorbed: query [rows, absorbed heads, dn + dr] -> [rows, absorbed heads, Cs + dr], Cs latent columns of the share.
   Status Absorb(const float* query, int64_t rows, float* absorbed, int threads) const;
-  // Absorbed: latent output [rows, output heads, Cs] -> value [rows, output heads, dv].
+  // Absorbed: latent output [rows, value heads, Cs] -> value [rows, value heads, dv].
   Status ProjectValue(const float* latent_output, int64_t rows, float* value, int threads) const;
 
   // The norm of a whole latent is not known to a rank that holds a slice of it only. With this set, it is estimated

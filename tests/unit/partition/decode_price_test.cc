@@ -58,8 +58,8 @@ TEST(DecodePrice, WeightsAreThoseOfTheRanksHeadsAndColumns) {
   };
   EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kHead, 1).weight_bytes, 2 * (shared + per_heads(128, 128, 512)));
   EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kHead, 2).weight_bytes, 2 * (shared + per_heads(64, 64, 512)));
-  // Two groups on two ranks: all heads, half the columns; output and query projections are replicated.
-  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 2, 2).weight_bytes, 2 * (shared + per_heads(128, 128, 256)));
+  // Two groups on two ranks: twice the heads in half the columns, and half the query and output projections.
+  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 2, 2).weight_bytes, 2 * (shared + per_heads(64, 64, 512)));
   EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kReplicatedQuery, 2).weight_bytes,
             2 * (shared + per_heads(128, 64, 512)));
   EXPECT_EQ(PriceOf(Llama8B(), DecodeMethod::kHead, 4).weight_bytes, 2 * 4096 * 128 * (8 + 2 * 2 + 8));
@@ -69,6 +69,18 @@ TEST(DecodePrice, WeightsAreThoseOfTheRanksHeadsAndColumns) {
   EXPECT_EQ(price.weight_bytes, 0);
   EXPECT_EQ(price.projection_seconds, 0);
   EXPECT_EQ(price.all_reduce_bytes, 0);
+}
+
+TEST(DecodePrice, SlicesExchangeQueriesAndValuesOfTheirHeads) {
+  // Every rank of g slices receives the queries (192 wide) it did not project and its own values (128) of the others.
+  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 2, 2).slice_bytes, 128 * (192 + 128) * 4);
+  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 8, 4).slice_bytes, 3 * 128 * (192 + 128) * 4);
+  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 8, 1).slice_bytes, 0);
+  EXPECT_EQ(PriceOf(DeepSeekV3(), DecodeMethod::kHead, 8).slice_bytes, 0);
+  MachineModel slow_links;
+  slow_links.link_latency_seconds = 1;
+  slow_links.link_bytes_per_second = 1e18;
+  EXPECT_NEAR(PriceOf(DeepSeekV3(), DecodeMethod::kTpla, 8, 4, slow_links).slice_seconds, 6, 1e-6);
 }
 
 TEST(DecodePrice, TheSlowerOfReadingAndComputingCounts) {

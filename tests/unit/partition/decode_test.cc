@@ -52,6 +52,11 @@ TEST(DecodeSpec, CutsHeadsWithoutDivisibility) {
   EXPECT_EQ(tpla.QueryHeads(1), tpla.QueryHeads(4));
   EXPECT_EQ(tpla.QueryHeads(5), (HeadRange{3, 5}));
   EXPECT_EQ(tpla.axis(), CacheAxis::kLatent);
+  EXPECT_EQ(tpla.SlicePeers(5), (std::vector{2, 5}));
+  EXPECT_EQ(tpla.SummandHeads(2), (HeadRange{3, 4}));
+  EXPECT_EQ(tpla.SummandHeads(5), (HeadRange{4, 5}));
+  EXPECT_EQ(tpla.ProjectedHeads(5), tpla.SummandHeads(5));
+  EXPECT_TRUE(tpla.SummandHeads(0).empty());  // one head for two slices
 
   const DecodeSpec replicated = Spec(DecodeMethod::kReplicatedQuery, 8, 2);
   EXPECT_EQ(replicated.QueryHeads(7), (HeadRange{0, 2}));
@@ -61,6 +66,8 @@ TEST(DecodeSpec, CutsHeadsWithoutDivisibility) {
 
   const DecodeSpec tree = Spec(DecodeMethod::kTree, 4, 3);
   EXPECT_EQ(tree.QueryHeads(2), (HeadRange{0, 3}));
+  EXPECT_EQ(tree.ProjectedHeads(2), tree.QueryHeads(2));
+  EXPECT_EQ(tree.SlicePeers(2), std::vector{2});
   EXPECT_EQ(tree.OutputHeads(2), (HeadRange{0, 3}));
 }
 
