@@ -1,0 +1,4 @@
+#pragma once
+namespace tessera::vgpu {
+class MatrixQueue {};
+}  // namespace tessera::vgpu

@@ -1,0 +1,4 @@
+#pragma once
+namespace tessera::vgpu {
+struct MbarrierTable {};
+}  // namespace tessera::vgpu

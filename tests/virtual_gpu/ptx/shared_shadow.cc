@@ -1,0 +1,96 @@
+#include "tests/virtual_gpu/ptx/shared_shadow.h"
+
+#include <algorithm>
+
+#include "tests/virtual_gpu/ptx/text.h"
+
+namespace tessera::vgpu {
+
+SharedShadow::SharedShadow(uint32_t bytes, uint32_t agents)
+    : writes_(bytes / 4 + 1),
+      write_pc_(bytes / 4 + 1),
+      in_flight_(bytes / 4 + 1),
+      reads_(agents, std::vector<uint32_t>(bytes / 4 + 1)) {}
+
+void SharedShadow::Clear() {
+  std::fill(writes_.begin(), writes_.end(), Write());
+  std::fill(in_flight_.begin(), in_flight_.end(), 0);
+  for (auto& reads : reads_) std::fill(reads.begin(), reads.end(), 0);
+}
+
+SharedShadow::Access SharedShadow::Of(const Warp& warp, int lane) {
+  return {warp.agent, lane, &warp.clock, warp.clock[warp.agent], warp.block->run->clock_base, warp.pc};
+}
+
+bool SharedShadow::Written(const Access& a, uint32_t offset, uint32_t bytes, bool same) {
+  const uint32_t last = (offset + bytes - 1) / 4;
+  for (uint32_t word = offset / 4; word <= last; ++word) {
+    const uint32_t mask = Mask(word, offset, bytes);
+    Write& w = writes_[word];
+    if (in_flight_[word] != 0) return false;
+    const bool ours = w.clock > a.base;
+    if (ours && (w.mask & mask) != 0 && !same) {
+      if (w.agent != a.agent ? w.clock > (*a.order)[w.agent] : w.clock == a.epoch && w.lane != a.lane) return false;
+    }
+    if (UnorderedReader(a, word, mask) >= 0 && !same) return false;
+    w.initial = ours ? w.initial | mask : mask;
+    w.mask = mask;
+    w.clock = a.epoch;
+    w.agent = static_cast<uint16_t>(a.agent);
+    w.lane = static_cast<uint8_t>(a.lane);
+    write_pc_[word] = a.pc;
+  }
+  return true;
+}
+
+void SharedShadow::Begin(uint32_t offset, uint32_t bytes, uint32_t pc) {
+  for (uint32_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+    ++in_flight_[word];
+    write_pc_[word] = pc;
+  }
+}
+
+void SharedShadow::End(uint32_t offset, uint32_t bytes) {
+  for (uint32_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) --in_flight_[word];
+}
+
+SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, uint32_t bytes, bool write,
+                                             const Kernel& kernel) const {
+  const auto line = [&](uint32_t pc) {
+    const Statement& source = *kernel.code[pc].source;
+    return "line " + std::to_string(source.line) + " `" + source.text + "`";
+  };
+  const uint32_t agents_per_block = static_cast<uint32_t>(reads_.size());
+  for (uint32_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
+    const uint32_t mask = Mask(word, offset, bytes);
+    const Write& w = writes_[word];
+    const std::string where = "shared address " + Hex(kSharedBase + std::max(word * 4, offset)) + " is ";
+    const std::string verb = write ? "written" : "read";
+    if (in_flight_[word] != 0) {
+      return {FaultKind::kMissingWait, where + verb + " while a copy into it is in flight, begun at " +
+                                           line(write_pc_[word]) + ": a wait for it is missing or too short"};
+    }
+    const bool ours = w.clock > a.base;
+    if (!write && (!ours || (w.initial & mask) != mask)) {
+      return {FaultKind::kUninitializedShared, where + "read but was never written by this block"};
+    }
+    if (ours && (w.mask & mask) != 0) {
+      const bool other = w.agent != a.agent;
+      if (other ? w.clock > (*a.order)[w.agent] : w.clock == a.epoch && w.lane != a.lane) {
+        const std::string who = w.lane == kManyLanes
+                                    ? "an asynchronous copy or the whole warp of agent " + std::to_string(w.agent)
+                                : other ? "warp " + std::to_string(w.agent % agents_per_block)
+                                        : "lane " + std::to_string(w.lane) + " of the same warp";
+        return {other && w.lane == kManyLanes ? FaultKind::kMissingWait : FaultKind::kSharedRace,
+                where + verb + " without being synchronised with its write by " + who + " at " + line(write_pc_[word])};
+      }
+    }
+    if (const int reader = UnorderedReader(a, word, mask); write && reader >= 0) {
+      return {FaultKind::kSharedRace,
+              where + "written without being synchronised with its read by warp " + std::to_string(reader)};
+    }
+  }
+  return {FaultKind::kSharedRace, "shared address " + Hex(kSharedBase + offset)};
+}
+
+}  // namespace tessera::vgpu
