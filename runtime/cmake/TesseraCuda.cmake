@@ -27,8 +27,11 @@ if(NOT TESSERA_NCCL_INCLUDE_DIR OR NOT TESSERA_NCCL_LIBRARY)
     "${TESSERA_NCCL_LIBRARY}; install libnccl-dev or set TESSERA_NCCL_INCLUDE_DIR and TESSERA_NCCL_LIBRARY")
 endif()
 
-# CMake 3.25 does not know C++20 for CUDA. Images stay uncompressed: the PTX in them is what the virtual GPU runs.
-string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --no-compress --expt-relaxed-constexpr")
+# CMake 3.25 does not know how to ask nvcc for C++20.
+set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+# Images stay uncompressed: the PTX in them is what the virtual GPU runs.
+string(APPEND CMAKE_CUDA_FLAGS " --no-compress --expt-relaxed-constexpr")
 foreach(architecture IN LISTS TESSERA_CUDA_ARCHITECTURES)
   if(NOT architecture MATCHES "^[0-9]+[af]?$")
     message(FATAL_ERROR "TESSERA_CUDA_ARCHITECTURES has \"${architecture}\"; allowed: numbers such as 80, 86, 90a, 120")
