@@ -1,0 +1,22 @@
+// What host wrappers call in compiled device code. Free of CUDA's headers and of Abseil's.
+#pragma once
+
+#include "kernels/cuda/device/attend_params.h"
+
+struct CUstream_st;
+
+namespace tessera::cuda {
+
+struct BFloat16;
+struct Float16;
+
+// The text of a cudaError_t.
+const char* ErrorText(int code);
+
+// Every launch function is asynchronous on `stream` and returns a cudaError_t.
+namespace sm80 {
+template <typename Element, int kQk, int kV>
+int LaunchAttend(const AttendParams& params, CUstream_st* stream);
+}  // namespace sm80
+
+}  // namespace tessera::cuda

@@ -1,0 +1,85 @@
+#include "tests/unit/kernels/cuda/device_kernel.h"
+
+#include <algorithm>
+
+namespace tessera::testing {
+namespace {
+
+size_t SpanBytes(const ConstTensorView& view) {
+  if (view.rows == 0 || view.heads == 0) return 0;
+  const auto* const begin = static_cast<const std::byte*>(view.data);
+  const auto* const last = static_cast<const std::byte*>(view.At(view.rows - 1, view.heads - 1));
+  return static_cast<size_t>(last - begin) + view.width * SizeInBytes(view.dtype);
+}
+
+template <typename Args>
+cuda::AttendShape ShapeOf(const Args& args) {
+  cuda::AttendShape shape;
+  shape.dtype = args.query.dtype;
+  shape.qk_width = args.query.width;
+  shape.v_width = args.value.width;
+  shape.heads = args.query.heads;
+  shape.kv_heads = args.key.heads;
+  shape.first_query_head = args.first_query_head;
+  shape.first_kv_head = args.first_kv_head;
+  shape.group = args.group;
+  shape.scale = args.score.scale;
+  shape.soft_cap = args.score.soft_cap;
+  shape.alibi = !args.score.alibi_slopes.empty();
+  shape.position_offset = args.score.position_offset;
+  return shape;
+}
+
+// Bytes that a test makes anew for every call.
+template <typename T>
+DeviceMemory Copied(std::span<const T> values, const DeviceStream& stream) {
+  DeviceMemory memory(values.size_bytes());
+  memory.CopyFrom(values.data(), values.size_bytes(), stream);
+  return memory;
+}
+
+}  // namespace
+
+DeviceTensor::DeviceTensor(const ConstTensorView& view, const DeviceStream& stream)
+    : row_stride_(view.row_stride),
+      head_stride_(view.head_stride),
+      bytes_(SpanBytes(view)),
+      memory_(bytes_, reinterpret_cast<uintptr_t>(view.data) % 256) {
+  memory_.CopyFrom(view.data, bytes_, stream);
+}
+
+void DeviceTensor::CopyBack(const TensorView& view, const DeviceStream& stream) const {
+  memory_.CopyTo(view.data, bytes_, stream);
+}
+
+std::string DeviceKernel::WhyNot(const AttentionTraits& traits) const {
+  return kernel_.WhyNot({traits.dtype, traits.qk_width, traits.v_width, ComputeCapability()});
+}
+
+Status DeviceKernel::Attend(const AttendArgs& args) const {
+  const cuda::AttendShape shape = ShapeOf(args);
+  TESSERA_ASSIGN_OR_RETURN(const cuda::AttendWork work, PlanAttend(kernel_, shape, args.tiles, args.bands));
+  const DeviceStream stream;
+  const DeviceTensor query(args.query, stream), key(args.key, stream), value(args.value, stream);
+  const DeviceTensor output(args.output, stream), lse(args.lse, stream);
+  const DeviceMemory lists = Copied<std::byte>(work.bytes, stream);
+  const DeviceMemory slopes = Copied<float>(args.score.alibi_slopes, stream);
+  cuda::AttendPointers pointers;
+  pointers.query = query.const_view();
+  pointers.key = key.const_view();
+  pointers.value = value.const_view();
+  pointers.output = output.view();
+  pointers.lse = lse.view();
+  pointers.work = lists.data();
+  if (shape.alibi) pointers.alibi_slopes = reinterpret_cast<const float*>(slopes.data());
+  TESSERA_RETURN_IF_ERROR(LaunchAttend(kernel_, shape, work, pointers, stream.get()));
+  output.CopyBack(args.output, stream);
+  lse.CopyBack(args.lse, stream);
+  return absl::OkStatus();
+}
+
+Status DeviceKernel::AttendBackward(const AttendBackwardArgs&) const {
+  return absl::UnimplementedError("forward only");
+}
+
+}  // namespace tessera::testing
