@@ -8,9 +8,9 @@
 namespace tessera::vgpu {
 namespace {
 
-constexpr Family kFamilies[] = {BindMove,    BindInteger, BindBits,    BindFloat,      BindHalf,
-                                BindSpecial, BindCompare, BindConvert, BindCallMemory, BindMemory,
-                                BindAtomic,  BindControl, BindBarrier, BindShuffle};
+constexpr Family kFamilies[] = {BindMove,    BindInteger, BindBits,       BindFloat,      BindHalf,     BindSpecial,
+                                BindCompare, BindConvert, BindCallMemory, BindMemory,     BindAtomic,   BindControl,
+                                BindBarrier, BindShuffle, BindMatrix,     BindMatrixLoad, BindAsyncCopy};
 
 Signal Unknown(const Instruction& i, Warp& w, uint32_t) {
   return w.Fail(i, FaultKind::kUnknownInstruction, -1,
