@@ -65,8 +65,8 @@ StatusOr<CudaStream> CudaStream::Create(const CudaDevice& device, Priority prior
   return stream;
 }
 
-StatusOr<bool> CudaStream::Done() const {
-  return Ready(cudaStreamQuery(handle()), "cudaStreamQuery");
+StatusOr<bool> StreamDone(CUstream_st* stream) {
+  return Ready(cudaStreamQuery(stream), "cudaStreamQuery");
 }
 
 Status CudaStream::Synchronize(std::string_view what, std::chrono::milliseconds deadline) const {

@@ -14,6 +14,9 @@ struct CUevent_st;
 
 namespace tessera {
 
+// Whether everything submitted to a stream has run. The device's fault when there was one.
+StatusOr<bool> StreamDone(CUstream_st* stream);
+
 // An in-order queue of a GPU. It does not synchronise with the legacy default stream. Move-only; destroying it does not
 // wait for what was submitted, CUDA finishes that first.
 class CudaStream {
@@ -22,8 +25,7 @@ class CudaStream {
   static StatusOr<CudaStream> Create(const CudaDevice& device, Priority priority = Priority::kDefault);
 
   CUstream_st* handle() const { return handle_.get(); }
-  // Whether everything submitted has run. The device's fault when there was one.
-  StatusOr<bool> Done() const;
+  StatusOr<bool> Done() const { return StreamDone(handle()); }
   // Waits until it has, polling: DeadlineExceeded naming `what` after `deadline`. Not for the hot path.
   Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = std::chrono::minutes(10)) const;
 
