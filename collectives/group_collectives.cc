@@ -4,28 +4,12 @@
 #include <numeric>
 #include <utility>
 
+#include "collectives/arguments.h"
 #include "collectives/group_communicator.h"
 #include "collectives/staged_request.h"
 
 namespace tessera::internal {
 namespace {
-
-Status CheckCounts(std::string_view what, std::span<const int64_t> counts, int size) {
-  if (static_cast<int>(counts.size()) != size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(std::string(what), " has ", counts.size(), " entries for a group of ", size));
-  }
-  if (std::any_of(counts.begin(), counts.end(), [](int64_t count) { return count < 0; })) {
-    return absl::InvalidArgumentError(absl::StrCat(std::string(what), " has a negative entry"));
-  }
-  return absl::OkStatus();
-}
-
-Status CheckLength(std::string_view what, int64_t actual, int64_t expected) {
-  if (actual == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(std::string(what), " has length ", actual, ", but the counts ask for ", expected));
-}
 
 // Dry runs pass null buffers.
 template <typename Byte>

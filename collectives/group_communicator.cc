@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "collectives/arguments.h"
 #include "collectives/context_pool.h"
 #include "collectives/staged_request.h"
 
@@ -56,9 +57,7 @@ int64_t GroupCommunicator::NextCollectiveTag() {
 }
 
 Status GroupCommunicator::CheckMessage(int peer, int tag) const {
-  if (peer < 0 || peer >= size()) {
-    return absl::InvalidArgumentError(absl::StrCat("peer ", peer, " is not a rank of a group of ", size()));
-  }
+  TESSERA_RETURN_IF_ERROR(CheckPeer(peer, size()));
   if (tag < 0 || tag >= kTagLimit) {
     return absl::InvalidArgumentError(absl::StrCat("tag ", tag, " is not in [0, ", kTagLimit, ")"));
   }
