@@ -44,11 +44,15 @@ using AttendTask = void (*)(const AttendArgs& args, const Task& task, RowMask& m
 
 struct InstructionSet {
   int64_t highway_target = 0;
+  bool bfloat16_dot = false;    // needs HasBFloat16Dot() and takes bf16 only
   AttendTask attend = nullptr;  // null, as is `attend_backward`, when it is not compiled in
   AttendBackwardTask attend_backward = nullptr;
 };
 
 // Every instruction set of every architecture, best first.
 std::span<const InstructionSet> InstructionSets();
+
+// AVX-512 with bf16 dot products; null pointers where not compiled in.
+const InstructionSet& BFloat16InstructionSet();
 
 }  // namespace tessera::cpu

@@ -8,9 +8,11 @@
 #include <cctype>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/decode.h"
 #include "kernels/cpu/lanes.h"
 
 namespace tessera::cpu {
@@ -20,15 +22,17 @@ namespace {
 constexpr int kMaxWidth = 1024;
 
 // (row, head) pairs of a task: enough that packing a key block (about 2 cycles per element) is a few percent of using
-// it, few enough that queries, outputs and sums stay in a 512 KiB L2 cache. Fewer when threads would be left without
-// work, which costs packing time but no thread's idling.
-int64_t PairsPerTask(const AttendArgs& args, const std::vector<QueryGroup>& wave) {
-  constexpr int64_t kFloats = 64 * 1024;
+// it, few enough that queries, outputs and sums stay in a 512 KiB L2 cache (1 MiB with bf16 dot products, where a block
+// is used up in half the time). Fewer when threads would be left without work, which costs packing time but no thread's
+// idling.
+int64_t PairsPerTask(const AttendArgs& args, const std::vector<QueryGroup>& wave, bool bfloat16_dot) {
+  const int64_t scale = bfloat16_dot ? 2 : 1;
+  const int64_t floats = scale * 64 * 1024;
   constexpr int64_t kTasksPerThread = 4;
   constexpr int64_t kFewestPairs = 8 * kRowBlock;
   int64_t pairs = 0;
   for (const QueryGroup& group : wave) pairs += group.queries.count * args.query.heads;
-  const int64_t cached = std::clamp<int64_t>(kFloats / (args.query.width + args.value.width), 192, 768);
+  const int64_t cached = std::clamp<int64_t>(floats / (args.query.width + args.value.width), 192, scale * 768);
   const int64_t shared = std::max(kFewestPairs, pairs / (kTasksPerThread * args.threads));
   return std::min(cached, shared) / kRowBlock * kRowBlock;
 }
@@ -52,16 +56,18 @@ size_t ArenaFloats(const AttendArgs& args, std::span<const Task> tasks) {
 
 class CpuKernel final : public AttentionKernel {
  public:
-  explicit CpuKernel(const InstructionSet& set) : set_(set), name_("cpu-") {
-    for (const char* c = hwy::TargetName(set.highway_target); *c != '\0'; ++c) {
-      name_ += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
-    }
-  }
+  CpuKernel(const InstructionSet& set, std::string name) : set_(set), name_(std::move(name)) {}
   std::string_view name() const override { return name_; }
 
   std::string WhyNot(const AttentionTraits& traits) const override {
     if ((hwy::SupportedTargets() & set_.highway_target) == 0) {
       return absl::StrCat("this processor has no ", hwy::TargetName(set_.highway_target));
+    }
+    if (set_.bfloat16_dot) {
+      if (!HasBFloat16Dot()) return "this processor has no AVX-512 BF16";
+      if (traits.dtype != DType::kBFloat16) {
+        return absl::StrCat("it multiplies bf16, not ", std::string(Name(traits.dtype)));
+      }
     }
     if (traits.dtype == DType::kFloat64) return "it computes in fp32, which fp64 tensors would lose digits to";
     for (int width : {traits.qk_width, traits.v_width}) {
@@ -76,7 +82,7 @@ class CpuKernel final : public AttentionKernel {
       return absl::FailedPreconditionError(absl::StrCat(name_, ": ", reason));
     }
     for (const std::vector<QueryGroup>& wave : Waves(args.tiles)) {
-      const int64_t pairs_per_task = PairsPerTask(args, wave);
+      const int64_t pairs_per_task = PairsPerTask(args, wave, set_.bfloat16_dot);
       std::vector<Task> tasks;
       for (const QueryGroup& group : wave) {
         for (int kv_head = 0; kv_head < args.key.heads; ++kv_head) {
@@ -122,6 +128,14 @@ class CpuKernel final : public AttentionKernel {
   std::string name_;
 };
 
+std::string NameOf(const InstructionSet& set) {
+  std::string name = "cpu-";
+  for (const char* c = hwy::TargetName(set.highway_target); *c != '\0'; ++c) {
+    name += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
+  }
+  return name;
+}
+
 }  // namespace
 
 ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width)
@@ -147,8 +161,10 @@ ArenaLayout::ArenaLayout(int64_t blocks, int qk_width, int v_width)
 std::vector<const AttentionKernel*> Kernels() {
   static const std::vector<std::unique_ptr<const CpuKernel>> kernels = [] {
     std::vector<std::unique_ptr<const CpuKernel>> all;
+    const InstructionSet& bfloat16 = BFloat16InstructionSet();
+    if (bfloat16.attend != nullptr) all.push_back(std::make_unique<CpuKernel>(bfloat16, "cpu-avx512-bf16"));
     for (const InstructionSet& set : InstructionSets()) {
-      if (set.attend != nullptr) all.push_back(std::make_unique<CpuKernel>(set));
+      if (set.attend != nullptr) all.push_back(std::make_unique<CpuKernel>(set, NameOf(set)));
     }
     return all;
   }();

@@ -23,7 +23,8 @@ Result EmptyResult(const Problem& problem);  // filled with NaN: a row nobody wr
 Status RunRank(Communicator& comm, const PlanSpec& spec, const Tensors& tensors, const AttentionOptions& options,
                Result& result, ExecutionStats* stats = nullptr);
 
-// Straightforward softmax in fp32 arithmetic with inputs and output in the problem's dtype: the yardstick.
+// Straightforward softmax in fp32 arithmetic with inputs and output in the problem's dtype: the yardstick. In bf16 the
+// weights are rounded too before they meet the values (RoundWeight).
 Result Plain(const Problem& problem, const Tensors& tensors);
 
 // Holds `result` against fp64: root mean square and maximum error of the output at most twice those of `Plain`, plus

@@ -29,8 +29,8 @@ class GradientJudge {
   GradientJudge(const Problem& problem, const Tensors& tensors, const OutputGradient& output_gradient);
   // Each gradient by itself: root mean square and maximum error at most twice the plain one's, plus one rounding of the
   // dtype at the largest magnitude and two fp32 roundings at the largest sum of absolute terms (terms cancel, and a
-  // plain run of few elements can be exact by luck). Problems in fp64: 1e-12 of those magnitudes, but the sink's
-  // gradient is fp32. Empty when all hold.
+  // plain run of few elements can be exact by luck); in bf16, also half a rounding at the largest root of squared
+  // terms. Problems in fp64: 1e-12 of those magnitudes, but the sink's gradient is fp32. Empty when all hold.
   std::string Judge(const Gradients& gradients) const;
 
  private:

@@ -86,4 +86,9 @@ inline double RoundingOf(DType dtype) {
   return dtype == DType::kFloat32 ? 0x1p-22 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
 
+// What a product of matrices of `dtype` makes of a weight. Kernels for fp16 and fp32 keep weights in fp32.
+inline float RoundWeight(DType dtype, float weight) {
+  return dtype == DType::kBFloat16 ? FloatFromBFloat16(BFloat16FromFloat(weight)) : weight;
+}
+
 }  // namespace tessera::testing

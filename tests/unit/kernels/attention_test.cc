@@ -3,15 +3,16 @@
 
 #include <cmath>
 
-#include "tests/unit/kernels/problem.h"
+#include "tests/unit/kernels/kernel_test.h"
 
 namespace tessera::testing {
 namespace {
 
-class Attention : public ::testing::TestWithParam<const AttentionKernel*> {
+class Attention : public KernelTest {
  protected:
-  const AttentionKernel& kernel() const { return *GetParam(); }
-  void ExpectKernelAccurate(const Problem& problem) const { ExpectAccurate(problem, Compute(kernel(), problem)); }
+  void ExpectKernelAccurate(const Problem& problem) const {
+    ExpectAccurate(problem, Compute(kernel(), problem), RoundsWeights(kernel()));
+  }
 };
 
 TEST_P(Attention, RandomProblems) {
@@ -28,7 +29,7 @@ TEST_P(Attention, EveryHeadWidth) {
   for (int width = 1; width <= 256; ++width) {
     const std::string name = absl::StrCat("width/", width);
     Random random(name);
-    Problem problem = MakeProblem({static_cast<DType>(width % 3), 7, 70, 1, 1, width, 257 - width}, random);
+    Problem problem = MakeProblem({Served(static_cast<DType>(width % 3)), 7, 70, 1, 1, width, 257 - width}, random);
     problem.bands = {{{0, 7}, {0, 70}, -kUnboundedDiagonal, 63}};
     SCOPED_TRACE(name);
     ExpectKernelAccurate(problem);
@@ -45,7 +46,7 @@ TEST_P(Attention, LatentWidths) {
 TEST_P(Attention, ScoresOfTenThousand) {
   for (float sign : {1.0f, -1.0f}) {
     Random random("ten thousand");
-    Problem problem = MakeProblem({DType::kFloat32, 20, 300, 1, 1, 64, 64}, random);
+    Problem problem = MakeProblem({Served(DType::kFloat32), 20, 300, 1, 1, 64, 64}, random);
     problem.bands = {{{0, 20}, {0, 300}}};
     problem.score.scale = sign * 400.0f;
     SCOPED_TRACE(sign);
@@ -63,7 +64,7 @@ TEST_P(Attention, ScoresOfTenThousand) {
 
 TEST_P(Attention, MaximumThatGrowsWithEveryKey) {
   Random random("growing");
-  Problem problem = MakeProblem({DType::kFloat32, 8, 600, 1, 1, 4, 8}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 8, 600, 1, 1, 4, 8}, random);
   problem.bands = {{{0, 8}, {0, 600}}};
   problem.query.Fill(1.0f);
   for (int64_t row = 0; row < 600; ++row) {
@@ -74,7 +75,7 @@ TEST_P(Attention, MaximumThatGrowsWithEveryKey) {
 
 TEST_P(Attention, LongRowsLoseNothing) {
   Random random("long");
-  Problem problem = MakeProblem({DType::kFloat32, 2, 20000, 1, 1, 16, 16}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 2, 20000, 1, 1, 16, 16}, random);
   problem.bands = {{{0, 2}, {0, 20000}}};
   ExpectKernelAccurate(problem);
 }
@@ -82,7 +83,7 @@ TEST_P(Attention, LongRowsLoseNothing) {
 TEST_P(Attention, SoftCapOfSmallAndLargeScores) {
   for (float scale : {1e-3f, 1.0f, 100.0f}) {
     Random random(absl::StrCat("cap/", scale));
-    Problem problem = MakeProblem({DType::kFloat32, 10, 130, 2, 1, 32, 32}, random);
+    Problem problem = MakeProblem({Served(DType::kFloat32), 10, 130, 2, 1, 32, 32}, random);
     problem.bands = {{{0, 10}, {0, 130}}};
     problem.score.scale = scale;
     problem.score.soft_cap = 30.0f;
@@ -93,9 +94,9 @@ TEST_P(Attention, SoftCapOfSmallAndLargeScores) {
 
 TEST_P(Attention, NoKeysNoBandsNoRows) {
   Random random("nothing");
-  Problem no_keys = MakeProblem({DType::kFloat16, 5, 0, 2, 1, 8, 8}, random);
+  Problem no_keys = MakeProblem({Served(DType::kFloat16), 5, 0, 2, 1, 8, 8}, random);
   no_keys.bands = {{{0, 5}, {0, 10}}};
-  Problem no_bands = MakeProblem({DType::kFloat32, 5, 70, 2, 1, 8, 8}, random);
+  Problem no_bands = MakeProblem({Served(DType::kFloat32), 5, 70, 2, 1, 8, 8}, random);
   Problem empty_bands = MakeProblem({DType::kBFloat16, 5, 70, 2, 1, 8, 8}, random);
   empty_bands.bands = {{{2, 2}, {0, 70}}, {{0, 5}, {7, 7}}, {{0, 5}, {0, 70}, 3, 2}};
   for (const Problem* problem : {&no_keys, &no_bands, &empty_bands}) {
@@ -103,15 +104,11 @@ TEST_P(Attention, NoKeysNoBandsNoRows) {
     for (double o : result.output) EXPECT_EQ(o, 0.0);
     for (double lse : result.lse) EXPECT_EQ(lse, -INFINITY);
   }
-  Problem no_rows = MakeProblem({DType::kFloat32, 0, 70, 2, 1, 8, 8}, random);
+  Problem no_rows = MakeProblem({Served(DType::kFloat32), 0, 70, 2, 1, 8, 8}, random);
   EXPECT_TRUE(Compute(kernel(), no_rows).output.empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Attention, ::testing::ValuesIn(PresentKernels()), [](const auto& info) {
-  std::string name(info.param->name());
-  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Present, Attention, ::testing::ValuesIn(PresentKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

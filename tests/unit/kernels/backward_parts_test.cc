@@ -6,15 +6,14 @@
 #include <limits>
 
 #include "tests/unit/kernels/backward_problem.h"
+#include "tests/unit/kernels/kernel_test.h"
 #include "tests/unit/kernels/shards.h"
 
 namespace tessera::testing {
 namespace {
 
-class BackwardParts : public ::testing::TestWithParam<const AttentionKernel*> {
+class BackwardParts : public KernelTest {
  protected:
-  const AttentionKernel& kernel() const { return *GetParam(); }
-
   void Add(const BackwardProblem& backward, std::span<const Tile> tiles, GradientSums& sums, int threads = 1) const {
     AttendBackwardArgs args = BackwardArgsOf(backward, sums, tiles);
     args.threads = threads;
@@ -51,7 +50,7 @@ TEST_P(BackwardParts, SeveralCallsOrTilesEqualOne) {
     GradientSums calls(problem), together(problem);
     for (const Tile& tile : tiles) Add(backward, {&tile, 1}, calls);
     Add(backward, tiles, together, 2);
-    const GradientJudge judge(backward);
+    const GradientJudge judge(backward, RoundsWeights(kernel()));
     judge.Expect(RoundGradients(backward, calls));
     judge.Expect(RoundGradients(backward, together));
   }
@@ -129,13 +128,13 @@ TEST_P(BackwardParts, ShardsWithPartOfTheHeadsEqualTheWhole) {
       AddBack(dk, keys, kv_heads.begin, sums.key, old_dk);
       AddBack(dv, keys, kv_heads.begin, sums.value, old_dv);
     }
-    GradientJudge(backward).Expect(RoundGradients(backward, sums));
+    GradientJudge(backward, RoundsWeights(kernel())).Expect(RoundGradients(backward, sums));
   }
 }
 
 TEST_P(BackwardParts, RepeatedTilesAdd) {
   Random random("backward repeated");
-  Problem problem = MakeProblem({DType::kFloat32, 40, 90, 2, 1, 16, 8}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 40, 90, 2, 1, 16, 8}, random);
   problem.bands = {{{0, 40}, {0, 90}}};
   const BackwardProblem backward(kernel(), problem, random);
   const GradientSums once = Whole(backward);
@@ -152,7 +151,7 @@ TEST_P(BackwardParts, RepeatedTilesAdd) {
 TEST_P(BackwardParts, ThreadsDoNotChangeABit) {
   for (int i = 0; i < 3; ++i) {
     Random random(absl::StrCat("backward threads/", i));
-    Problem problem = MakeProblem({DType::kFloat32, 400 + 100 * i, 460, 4, 1 + i % 2, 24, 40}, random);
+    Problem problem = MakeProblem({Served(DType::kFloat32), 400 + 100 * i, 460, 4, 1 + i % 2, 24, 40}, random);
     problem.bands = RandomBands(problem.query_tokens(), problem.key_tokens(), random);
     const BackwardProblem backward(kernel(), problem, random);
     const GradientSums one = Whole(backward, 1);
@@ -168,7 +167,7 @@ TEST_P(BackwardParts, PoisonStaysWithTheRowsThatMeetIt) {
       for (int input = 0; input < 4; ++input) {
         SCOPED_TRACE(absl::StrCat(poison, " at ", token, " of input ", input));
         Random random(absl::StrCat("backward poison/", token));
-        Problem problem = MakeProblem({DType::kFloat32, 150, 150, 1, 1, 20, 12}, random);
+        Problem problem = MakeProblem({Served(DType::kFloat32), 150, 150, 1, 1, 20, 12}, random);
         problem.bands = {{{0, 150}, {0, 150}, -kUnboundedDiagonal, 0}};
         BackwardProblem backward(kernel(), problem, random);
         const GradientSums clean = Whole(backward);
@@ -200,7 +199,7 @@ TEST_P(BackwardParts, PoisonStaysWithTheRowsThatMeetIt) {
 // The row attends keys, but its LSE says that it saw none.
 TEST_P(BackwardParts, RowsWithoutLseContributeNothing) {
   Random random("backward empty row");
-  Problem problem = MakeProblem({DType::kFloat32, 13, 70, 1, 1, 8, 8}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 13, 70, 1, 1, 8, 8}, random);
   problem.bands = {{{0, 7}, {0, 70}}, {{8, 13}, {0, 70}}};
   BackwardProblem backward(kernel(), problem, random);
   const GradientSums hidden = Whole(backward);
@@ -219,11 +218,7 @@ TEST_P(BackwardParts, RowsWithoutLseContributeNothing) {
   EXPECT_EQ(empty.query.Get(7, 0, 0), 0.0f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, BackwardParts, ::testing::ValuesIn(PresentKernels()), [](const auto& info) {
-  std::string name(info.param->name());
-  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Present, BackwardParts, ::testing::ValuesIn(PresentKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

@@ -31,7 +31,8 @@ std::vector<double> Rounded(const Tensor& tensor, DType dtype) {
 // Gradients in fp32 arithmetic, pair by pair, from the same saved LSE and delta. `size` gets the sum of the squared
 // terms.
 struct PlainBackward {
-  explicit PlainBackward(const BackwardProblem& backward) : sums(backward.problem), size(backward.problem) {
+  PlainBackward(const BackwardProblem& backward, bool bf16_weights)
+      : sums(backward.problem), size(backward.problem), bf16_weights(bf16_weights) {
     const Problem& problem = backward.problem;
     for (int64_t q = 0; q < problem.query_tokens(); ++q) {
       for (int64_t k = 0; k < problem.key_tokens(); ++k) {
@@ -65,8 +66,9 @@ struct PlainBackward {
     if (!problem.slopes.empty()) {
       s -= problem.slopes[head] * static_cast<float>(std::abs(q + problem.score.position_offset - k));
     }
-    const float p = std::exp(s - lse), weight = p * problem.score.scale * slope;
-    const float ds = weight * (dp - delta), ds_size = weight * (std::sqrt(dp_squares) + std::abs(delta));
+    const auto rounded = [&](float x) { return bf16_weights ? FloatFromBFloat16(BFloat16FromFloat(x)) : x; };
+    const float p = rounded(std::exp(s - lse)), weight = std::exp(s - lse) * problem.score.scale * slope;
+    const float ds = rounded(weight * (dp - delta)), ds_size = weight * (std::sqrt(dp_squares) + std::abs(delta));
     const auto add = [](Tensor& to, int64_t row, int at, int i, float x) {
       to.Set(row, at, i, to.Get(row, at, i) + x);
     };
@@ -85,6 +87,7 @@ struct PlainBackward {
   }
 
   GradientSums sums, size;
+  const bool bf16_weights;
 };
 
 // dsink in fp32 arithmetic, and the root of the sum of its squared terms.
@@ -168,7 +171,7 @@ GradientResult RoundGradients(const BackwardProblem& backward, const GradientSum
           {sink.begin(), sink.end()}};
 }
 
-GradientJudge::GradientJudge(const BackwardProblem& backward) {
+GradientJudge::GradientJudge(const BackwardProblem& backward, bool bf16_weights) {
   const Problem& problem = backward.problem;
   ScoreArgs score = problem.score;
   score.alibi_slopes = problem.slopes;
@@ -177,7 +180,7 @@ GradientJudge::GradientJudge(const BackwardProblem& backward) {
   EXPECT_TRUE(exact.ok()) << exact.status();
   if (!exact.ok()) return;
   exact_ = {exact->query, exact->key, exact->value, exact->sink};
-  const PlainBackward plain(backward);
+  const PlainBackward plain(backward, bf16_weights);
   plain_ = RoundGradients(backward, plain.sums);
   const DType fp32 = DType::kFloat32;
   size_ = {Roots(Rounded(plain.size.query, fp32)),

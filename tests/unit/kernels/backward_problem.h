@@ -36,10 +36,11 @@ AttendBackwardArgs BackwardArgsOf(const BackwardProblem& backward, const Gradien
 // Gradients rounded to the problem's dtype, with the sink's.
 GradientResult RoundGradients(const BackwardProblem& backward, const GradientSums& sums);
 
-// The fp64 oracle and a plain fp32 program, run once.
+// The fp64 oracle and a plain fp32 program, run once. With `bf16_weights` the program rounds P and dS before they meet
+// matrices.
 class GradientJudge {
  public:
-  explicit GradientJudge(const BackwardProblem& backward);
+  explicit GradientJudge(const BackwardProblem& backward, bool bf16_weights = false);
   // Fails the current test unless each gradient is at most twice as far from the oracle as the plain program's.
   void Expect(const GradientResult& result) const;
 

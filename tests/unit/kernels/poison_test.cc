@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "tests/unit/kernels/problem.h"
+#include "tests/unit/kernels/kernel_test.h"
 
 namespace tessera::testing {
 namespace {
@@ -12,10 +12,8 @@ namespace {
 constexpr float kPoisons[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                               -std::numeric_limits<float>::infinity()};
 
-class Poison : public ::testing::TestWithParam<const AttentionKernel*> {
+class Poison : public KernelTest {
  protected:
-  const AttentionKernel& kernel() const { return *GetParam(); }
-
   // Poisons key or value `token` of a causal problem, which rows from `token` on attend.
   void ExpectConfined(DType dtype, bool in_value, int64_t token, float poison) {
     SCOPED_TRACE(absl::StrCat(std::string(Name(dtype)), in_value ? " value " : " key ", token, " ", poison));
@@ -42,6 +40,7 @@ class Poison : public ::testing::TestWithParam<const AttentionKernel*> {
 
 TEST_P(Poison, StaysWithTheRowsThatAttendIt) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    if (!Serves(kernel(), dtype)) continue;
     for (float poison : kPoisons) {
       for (int64_t token : {3, 64, 149}) {
         ExpectConfined(dtype, false, token, poison);
@@ -54,7 +53,7 @@ TEST_P(Poison, StaysWithTheRowsThatAttendIt) {
 TEST_P(Poison, InKeysThatNobodyAttendsIsNotRead) {
   for (float poison : kPoisons) {
     Random random("nobody");
-    Problem problem = MakeProblem({DType::kFloat32, 40, 200, 2, 2, 16, 16}, random);
+    Problem problem = MakeProblem({Served(DType::kFloat32), 40, 200, 2, 2, 16, 16}, random);
     problem.bands = {{{0, 40}, {10, 70}}, {{0, 40}, {100, 130}}};
     const Result clean = Compute(kernel(), problem);
     for (int64_t token = 0; token < 200; ++token) {
@@ -73,7 +72,7 @@ TEST_P(Poison, InKeysThatNobodyAttendsIsNotRead) {
 // The neighbours in a register tile of a row whose queries are NaN.
 TEST_P(Poison, InOneQueryStaysThere) {
   Random random("query");
-  Problem problem = MakeProblem({DType::kFloat32, 13, 90, 1, 1, 8, 8}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 13, 90, 1, 1, 8, 8}, random);
   problem.bands = {{{0, 13}, {0, 90}}};
   const Result clean = Compute(kernel(), problem);
   problem.query.Set(7, 0, 2, kPoisons[0]);
@@ -88,7 +87,7 @@ TEST_P(Poison, InOneQueryStaysThere) {
 
 TEST_P(Poison, KeysThatAllScoreMinusInfinityGiveTheIdentity) {
   Random random("minus infinity");
-  Problem problem = MakeProblem({DType::kFloat32, 4, 9, 1, 1, 1, 3}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 4, 9, 1, 1, 1, 3}, random);
   problem.bands = {{{0, 4}, {0, 9}}};
   problem.query.Fill(1.0f);
   problem.key.Fill(-std::numeric_limits<float>::infinity());
@@ -97,11 +96,7 @@ TEST_P(Poison, KeysThatAllScoreMinusInfinityGiveTheIdentity) {
   for (double lse : result.lse) EXPECT_EQ(lse, -INFINITY);
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Poison, ::testing::ValuesIn(PresentKernels()), [](const auto& info) {
-  std::string name(info.param->name());
-  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Present, Poison, ::testing::ValuesIn(PresentKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

@@ -127,10 +127,11 @@ std::vector<Band> RandomBands(int64_t query_tokens, int64_t key_tokens, Random& 
   return bands;
 }
 
-Problem RandomProblem(Random& random) {
+Problem RandomProblem(Random& random, std::optional<DType> dtype) {
   static constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   Shape shape;
   shape.dtype = kDTypes[random.Integer(0, 2)];
+  if (dtype) shape.dtype = *dtype;
   shape.query_tokens = random.Integer(1, random.OneIn(4) ? 70 : 20);
   shape.key_tokens = random.OneIn(20) ? 0 : random.Integer(1, 220);
   shape.kv_heads = static_cast<int>(random.Integer(1, 2));
@@ -163,7 +164,7 @@ Result Oracle(const Problem& problem) {
   return result.ok() ? Result{result->output, result->lse} : Result{};
 }
 
-Result Plain(const Problem& problem) {
+Result Plain(const Problem& problem, bool bf16_weights) {
   Result result;
   std::vector<float> scores, output;
   std::vector<int64_t> keys;
@@ -198,7 +199,8 @@ Result Plain(const Problem& problem) {
       for (size_t j = 0; j < keys.size(); ++j) {
         const float p = std::exp(scores[j] - max);
         sum += p;
-        for (int i = 0; i < problem.v_width(); ++i) output[i] += p * problem.value.Get(keys[j], kv_head, i);
+        const float weight = bf16_weights ? FloatFromBFloat16(BFloat16FromFloat(p)) : p;
+        for (int i = 0; i < problem.v_width(); ++i) output[i] += weight * problem.value.Get(keys[j], kv_head, i);
       }
       for (float o : output) {
         std::byte rounded[4];
@@ -272,9 +274,9 @@ double RmsError(const std::vector<double>& values, const std::vector<double>& ex
   return Rms(difference);
 }
 
-void ExpectAccurate(const Problem& problem, const Result& result) {
+void ExpectAccurate(const Problem& problem, const Result& result, bool bf16_weights) {
   const Result exact = Oracle(problem);
-  const Result plain = Plain(problem);
+  const Result plain = Plain(problem, bf16_weights);
   const double size = Rms(exact.output);
   // Where the plain computation happens to be exact (one key, equal values) an online softmax still divides a product
   // by a denominator and rounds an exponential: 4 units of fp32 rounding cover that.
@@ -296,10 +298,14 @@ void ExpectAccurate(const Problem& problem, const Result& result) {
   }
 }
 
+bool Serves(const AttentionKernel& kernel, DType dtype) {
+  return kernel.WhyNot({dtype, 64, 64}).empty();
+}
+
 std::vector<const AttentionKernel*> PresentKernels() {
   std::vector<const AttentionKernel*> present;
   for (const AttentionKernel* kernel : AttentionKernels()) {
-    if (kernel->WhyNot({DType::kFloat32, 64, 64}).empty()) present.push_back(kernel);
+    if (Serves(*kernel, DType::kBFloat16)) present.push_back(kernel);
   }
   return present;
 }

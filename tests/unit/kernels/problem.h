@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <random>
 #include <string>
 #include <string_view>
@@ -82,8 +83,8 @@ struct Shape {
 
 // Normal queries, keys and values in awkward memory, scale 1/sqrt(width), no bands.
 Problem MakeProblem(const Shape& shape, Random& random);
-// Every dimension, mask and score option at random.
-Problem RandomProblem(Random& random);
+// Every dimension, mask and score option at random; the dtype too unless it is given.
+Problem RandomProblem(Random& random, std::optional<DType> dtype = std::nullopt);
 std::vector<Band> RandomBands(int64_t query_tokens, int64_t key_tokens, Random& random);
 
 // Final results of all rows, row = global token.
@@ -93,8 +94,9 @@ struct Result {
 };
 
 Result Oracle(const Problem& problem);
-// Two passes in fp32 arithmetic, result rounded to the problem's dtype: what a careful direct program computes.
-Result Plain(const Problem& problem);
+// Two passes in fp32 arithmetic, result rounded to the problem's dtype: what a careful direct program computes. With
+// `bf16_weights` each weight is rounded before it meets its value, as in a product of bf16 matrices.
+Result Plain(const Problem& problem, bool bf16_weights = false);
 
 // Partials of all rows, dense; starts as the identity.
 struct Partials {
@@ -116,9 +118,15 @@ double Rms(const std::vector<double>& values);
 double RmsError(const std::vector<double>& values, const std::vector<double>& exact);
 
 // Fails the current test unless `result` is at most twice as far from the oracle as the plain computation.
-void ExpectAccurate(const Problem& problem, const Result& result);
+void ExpectAccurate(const Problem& problem, const Result& result, bool bf16_weights = false);
 
-// The implementations that serve this machine.
+// Whether `kernel` serves tensors of `dtype` on this machine.
+bool Serves(const AttentionKernel& kernel, DType dtype);
+// Whether it multiplies weights in bf16: such a kernel takes nothing but bf16.
+inline bool RoundsWeights(const AttentionKernel& kernel) {
+  return !Serves(kernel, DType::kFloat32);
+}
+// The implementations that serve this machine: all of them serve bf16, some nothing else.
 std::vector<const AttentionKernel*> PresentKernels();
 
 }  // namespace tessera::testing

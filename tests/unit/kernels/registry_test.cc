@@ -26,7 +26,7 @@ TEST(Registry, AutoIsTheFirstThatServes) {
 
 TEST(Registry, EveryPresentKernelIsFoundByName) {
   for (const AttentionKernel* kernel : PresentKernels()) {
-    const auto found = FindAttentionKernel({DType::kFloat32, 64, 64}, kernel->name());
+    const auto found = FindAttentionKernel({DType::kBFloat16, 64, 64}, kernel->name());
     ASSERT_TRUE(found.ok()) << found.status();
     EXPECT_EQ(*found, kernel);
   }
@@ -46,19 +46,27 @@ TEST(Registry, RefusalNamesEveryImplementation) {
 
 TEST(Registry, AbsentInstructionSetsSayWhyAndRefuseToRun) {
   Random random("absent");
-  Problem problem = MakeProblem({DType::kFloat32, 2, 2, 1, 1, 4, 4}, random);
+  Problem problem = MakeProblem({DType::kBFloat16, 2, 2, 1, 1, 4, 4}, random);
   const Partials partials(2, 1, 4);
   for (const AttentionKernel* kernel : AttentionKernels()) {
-    const std::string reason = kernel->WhyNot({DType::kFloat32, 64, 64});
+    const std::string reason = kernel->WhyNot({DType::kBFloat16, 64, 64});
     if (reason.empty()) continue;
     EXPECT_NE(reason.find("this processor has no "), std::string::npos) << reason;
     EXPECT_EQ(kernel->Attend(ArgsOf(problem, partials, {})).code(), absl::StatusCode::kFailedPrecondition);
   }
 }
 
+TEST(Registry, KernelsOfOneDTypeSaySo) {
+  for (const AttentionKernel* kernel : PresentKernels()) {
+    if (Serves(*kernel, DType::kFloat16)) continue;
+    EXPECT_EQ(kernel->WhyNot({DType::kFloat16, 64, 64}), "it multiplies bf16, not fp16") << kernel->name();
+    EXPECT_EQ(kernel->WhyNot({DType::kBFloat16, 64, 1025}), "head widths must lie in [1, 1024]") << kernel->name();
+  }
+}
+
 TEST(Attend, RefusesWhatItCannotRead) {
   Random random("refusals");
-  const Problem problem = MakeProblem({DType::kFloat32, 4, 6, 4, 2, 8, 8}, random);
+  const Problem problem = MakeProblem({DType::kBFloat16, 4, 6, 4, 2, 8, 8}, random);
   const Partials partials(4, 4, 8);
   const Tile tile = WholeTile(problem);
   const float slopes[] = {1.0f};
@@ -99,7 +107,7 @@ TEST(Attend, RefusesWhatItCannotRead) {
 
 TEST(AttendBackward, RefusesWhatItCannotRead) {
   Random random("backward refusals");
-  const Problem problem = MakeProblem({DType::kFloat16, 4, 6, 4, 2, 8, 8}, random);
+  const Problem problem = MakeProblem({DType::kBFloat16, 4, 6, 4, 2, 8, 8}, random);
   const BackwardProblem backward(*PresentKernels().front(), problem, random);
   const GradientSums sums(problem);
   const Tile tile = WholeTile(problem);

@@ -3,15 +3,13 @@
 
 #include <cstring>
 
+#include "tests/unit/kernels/kernel_test.h"
 #include "tests/unit/kernels/shards.h"
 
 namespace tessera::testing {
 namespace {
 
-class Tiles : public ::testing::TestWithParam<const AttentionKernel*> {
- protected:
-  const AttentionKernel& kernel() const { return *GetParam(); }
-};
+class Tiles : public KernelTest {};
 
 TEST_P(Tiles, ShardsWithPartOfTheHeadsEqualTheWhole) {
   for (int i = 0; i < 60; ++i) {
@@ -87,7 +85,8 @@ TEST_P(Tiles, ShardsWithPartOfTheHeadsEqualTheWhole) {
       }
     }
     // An LSE of 1e4 is known between tiles to 5e-4 only, which no implementation of the interface can undo.
-    if (std::abs(problem.score.scale) < 10.0f) ExpectAccurate(problem, Finish(problem, partials));
+    if (std::abs(problem.score.scale) < 10.0f)
+      ExpectAccurate(problem, Finish(problem, partials), RoundsWeights(kernel()));
     EXPECT_EQ(std::memcmp(output.bytes().data(), expected_output.bytes().data(), output.bytes().size()), 0)
         << "elements outside the tiles were written";
   }
@@ -115,15 +114,15 @@ TEST_P(Tiles, SeveralCallsEqualOne) {
                     problem.query_tokens());
       begin += count;
     }
-    ExpectAccurate(problem, Finish(problem, folded));
-    ExpectAccurate(problem, Finish(problem, merged));
+    ExpectAccurate(problem, Finish(problem, folded), RoundsWeights(kernel()));
+    ExpectAccurate(problem, Finish(problem, merged), RoundsWeights(kernel()));
   }
 }
 
 TEST_P(Tiles, ThreadsDoNotChangeABit) {
   for (int i = 0; i < 6; ++i) {
     Random random(absl::StrCat("threads/", i));
-    Problem problem = MakeProblem({DType::kFloat32, 500 + 100 * i, 260, 4, 1 + i % 2, 24, 40}, random);
+    Problem problem = MakeProblem({Served(DType::kFloat32), 500 + 100 * i, 260, 4, 1 + i % 2, 24, 40}, random);
     problem.bands = RandomBands(problem.query_tokens(), problem.key_tokens(), random);
     std::vector<Partials> partials;
     const Tile tile = WholeTile(problem);
@@ -140,7 +139,7 @@ TEST_P(Tiles, ThreadsDoNotChangeABit) {
 
 TEST_P(Tiles, RowsThatSeeNothingKeepTheirPartialBitForBit) {
   Random random("kept");
-  Problem problem = MakeProblem({DType::kFloat32, 30, 80, 2, 2, 16, 16}, random);
+  Problem problem = MakeProblem({Served(DType::kFloat32), 30, 80, 2, 2, 16, 16}, random);
   problem.bands = {{{10, 20}, {0, 80}}};
   Partials partials(30, 2, 16);
   partials.output.FillNormal(random, 1.0f);
@@ -155,11 +154,7 @@ TEST_P(Tiles, RowsThatSeeNothingKeepTheirPartialBitForBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Tiles, ::testing::ValuesIn(PresentKernels()), [](const auto& info) {
-  std::string name(info.param->name());
-  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) ? c : '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Present, Tiles, ::testing::ValuesIn(PresentKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

@@ -1,0 +1,183 @@
+// One task of the blocked online-softmax forward, whatever multiplies: for every key block that meets the task's rows,
+// pack it once and fold it into every register tile of rows.
+//
+// Scratch, per thread: queries, outputs and sums of the task, one packed key and value block, and one tile of scores.
+// About 340 KiB at head widths 64 and 128, 540 KiB at 256, 1.1 MiB at 576/512. Nothing grows with the sequence but the
+// list of bands and key ranges that meet the task's rows.
+#if defined(TESSERA_KERNELS_CPU_RUNNER_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TESSERA_KERNELS_CPU_RUNNER_INL_H_
+#undef TESSERA_KERNELS_CPU_RUNNER_INL_H_
+#else
+#define TESSERA_KERNELS_CPU_RUNNER_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <bit>
+
+#include "kernels/cpu/softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tessera::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// A thread's working arrays.
+struct Arena {
+  ArenaLayout layout;
+  float* data;
+
+  float* Output(int pair) const { return data + layout.output + static_cast<size_t>(pair) * layout.v_stride; }
+  float* Sum(int pair) const { return data + layout.sum + static_cast<size_t>(pair) * ArenaLayout::kMaxLanes; }
+  float* Max(int pair) const { return data + layout.max + pair; }
+  float* Seen(int pair) const { return data + layout.seen + pair; }
+  float* Scores() const { return data + layout.score; }
+};
+
+// What one register tile meets in the packed block: its row r attends key j when bit j of bits[r] is set.
+struct TileBlock {
+  int first_pair = 0;
+  uint64_t bits[kRowBlock];
+  bool partial = false;  // some bit is clear
+  int begin = 0;         // keys outside [begin, end) are hidden from all rows
+  int end = 0;
+};
+
+// `Arithmetic` says how queries, keys and values are packed and multiplied:
+//   Arithmetic(const AttendArgs& args, const Arena& arena);
+//   void LoadQuery(int pair, const void* row, float factor);  // factor is -1, 0 or 1; null is a row of zeros
+//   void LoadBlock(int64_t row, int count, int kv_head);      // packs keys and values [row, row + count)
+//   // Folds the packed block into the accumulators of one tile. `modify` is called on the raw products, unless it is
+//   // null; `scale` > 0 is what remains to be multiplied.
+//   void Fold(const TileBlock& tile, float scale, const Modify* modify);
+template <class Arithmetic>
+class TaskRunner {
+ public:
+  TaskRunner(const AttendArgs& args, const Task& task, RowMask& mask, float* arena)
+      : args_(args),
+        task_(task),
+        mask_(mask),
+        rows_(static_cast<int>(task.rows.size())),
+        pairs_(rows_ * task.heads.size()),
+        blocks_((pairs_ + kRowBlock - 1) / kRowBlock),
+        arena_{ArenaLayout(blocks_, args.query.width, args.value.width), arena},
+        arithmetic_(args, arena_) {
+    const ScoreArgs& score = args.score;
+    modified_ = score.soft_cap > 0.0f || !score.alibi_slopes.empty();
+    // Dot products are kept unscaled, so that the scale enters through one fused multiply-add. The running maximum
+    // needs it to be positive: queries take its sign, and a zero.
+    query_factor_ = score.scale < 0.0f ? -1.0f : score.scale == 0.0f ? 0.0f : 1.0f;
+    scale_ = score.scale == 0.0f ? 1.0f : std::abs(score.scale);
+  }
+
+  void Run() {
+    LoadRows();
+    const Segment queries = tessera::Rows(task_.group->queries, task_.rows);
+    for (const KeyRows& keys : task_.group->keys) {
+      mask_.Reset(args_.bands, queries, keys.keys);
+      for (const Range& run : mask_.key_blocks()) {
+        for (int64_t block = run.begin; block < run.end; ++block) {
+          if (IsSet(args_.cancelled)) return;
+          FoldKeyBlock(keys, block * kKeyBlock);
+        }
+      }
+    }
+    StoreRows();
+  }
+
+ private:
+  int64_t RowOf(int pair) const { return task_.group->first_row + task_.rows.begin + pair % rows_; }
+  int HeadOf(int pair) const { return task_.heads.begin + pair / rows_; }
+
+  // Queries, and the partial (O, LSE) as accumulators: reference score LSE, denominator 1, output O. Pairs that fill up
+  // the last tile attend with zeros and are not stored.
+  void LoadRows() {
+    for (int pair = 0; pair < blocks_ * kRowBlock; ++pair) {
+      const bool real = pair < pairs_;
+      arithmetic_.LoadQuery(pair, real ? args_.query.At(RowOf(pair), HeadOf(pair)) : nullptr, query_factor_);
+      const float lse = real ? *static_cast<const float*>(args_.lse.At(RowOf(pair), HeadOf(pair)))
+                             : -std::numeric_limits<float>::infinity();
+      const bool empty = lse == -std::numeric_limits<float>::infinity();
+      std::memset(arena_.Output(pair), 0, arena_.layout.v_stride * sizeof(float));
+      std::memset(arena_.Sum(pair), 0, ArenaLayout::kMaxLanes * sizeof(float));
+      *arena_.Seen(pair) = 0.0f;
+      *arena_.Max(pair) = empty ? kNoMax : lse;
+      if (empty) continue;
+      arena_.Sum(pair)[0] = 1.0f;
+      std::memcpy(arena_.Output(pair), args_.output.At(RowOf(pair), HeadOf(pair)), args_.value.width * sizeof(float));
+    }
+  }
+
+  // Rows that saw no key keep their partial bit for bit.
+  void StoreRows() const {
+    const FloatTag d;
+    for (int pair = 0; pair < pairs_; ++pair) {
+      if (*arena_.Seen(pair) == 0.0f) continue;
+      const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Load(d, arena_.Sum(pair))));
+      float* const output = static_cast<float*>(args_.output.At(RowOf(pair), HeadOf(pair)));
+      const float* const unnormalised = arena_.Output(pair);
+      for (int i = 0; i < args_.value.width; ++i) output[i] = sum == 0.0f ? 0.0f : unnormalised[i] / sum;
+      *static_cast<float*>(args_.lse.At(RowOf(pair), HeadOf(pair))) =
+          sum == 0.0f ? -std::numeric_limits<float>::infinity() : *arena_.Max(pair) + std::log(sum);
+    }
+  }
+
+  void FoldKeyBlock(const KeyRows& keys, int64_t first_key) {
+    const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, keys.keys.count - first_key));
+    arithmetic_.LoadBlock(keys.first_row + first_key, count, task_.kv_head);
+    int row_index = 0;
+    TileBlock tile;
+    for (int block = 0; block < blocks_; ++block) {
+      uint64_t any = 0, all = ~uint64_t{0};
+      for (int r = 0; r < kRowBlock; ++r) {
+        tile.bits[r] = 0;
+        if (block * kRowBlock + r >= pairs_) continue;
+        tile.bits[r] = mask_.BlockBits(row_index, first_key);
+        any |= tile.bits[r];
+        all &= tile.bits[r];
+        if (++row_index == rows_) row_index = 0;
+      }
+      if (any == 0) continue;
+      tile.first_pair = block * kRowBlock;
+      tile.partial = all != ~uint64_t{0};
+      tile.begin = std::countr_zero(any);
+      tile.end = 64 - std::countl_zero(any);
+      FoldTile(tile, keys.keys, first_key);
+    }
+  }
+
+  void FoldTile(const TileBlock& tile, const Segment& keys, int64_t first_key) {
+    for (int r = 0; r < kRowBlock; ++r) {
+      if (tile.bits[r] != 0) *arena_.Seen(tile.first_pair + r) = 1.0f;
+    }
+    const auto modify = [&] { ModifyTile(tile.first_pair, tile.end, keys, first_key); };
+    arithmetic_.Fold(tile, modified_ ? 1.0f : scale_, modified_ ? &modify : nullptr);
+  }
+
+  void ModifyTile(int first_pair, int count, const Segment& keys, int64_t first_key) {
+    const ScoreArgs& score = args_.score;
+    for (int r = 0; r < kRowBlock && first_pair + r < pairs_; ++r) {
+      const int pair = first_pair + r;
+      const int64_t query_token = task_.group->queries.token(task_.rows.begin + pair % rows_);
+      ModifyScores(arena_.Scores() + r * kKeyBlock, count, scale_, score.soft_cap,
+                   score.alibi_slopes.empty() ? 0.0f : score.alibi_slopes[HeadOf(pair)],
+                   static_cast<float>(query_token + score.position_offset - keys.token(first_key)),
+                   static_cast<float>(keys.stride));
+    }
+  }
+
+  const AttendArgs& args_;
+  const Task& task_;
+  RowMask& mask_;
+  const int rows_;    // query rows of the task
+  const int pairs_;   // (row, head) pairs: pair p is row p % rows_ of head p / rows_
+  const int blocks_;  // register tiles
+  const Arena arena_;
+  Arithmetic arithmetic_;
+  bool modified_;       // scores need more than a scale
+  float query_factor_;  // -1, 0 or 1
+  float scale_;         // positive
+};
+
+}  // namespace tessera::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+#endif
