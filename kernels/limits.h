@@ -11,7 +11,7 @@ struct MachineLimits {
   double read_bytes = 0;  // per second, from a buffer beyond the last cache
 };
 
-// Of `threads` threads together, the best of a few runs of some milliseconds each. `buffer_bytes` of memory are read,
+// Of `threads` threads together, the best of many runs of a millisecond or two each. `buffer_bytes` of memory are read,
 // none when 0.
 MachineLimits MeasureLimits(int threads, int64_t buffer_bytes);
 

@@ -32,12 +32,11 @@ void DispatchReadMemory(const std::byte* from, int64_t bytes, float* sink) {
 
 namespace {
 
-// The best of a few runs, each from a common start to the last thread's end. `work` returns what a thread has done.
+// The best of some runs, each from a common start to the last thread's end. `work` returns what a thread has done.
 template <class Work>
-double BestRate(int threads, const Work& work) {
-  constexpr int kRuns = 7;
+double BestRate(int threads, int runs, const Work& work) {
   double best = 0;
-  for (int run = 0; run < kRuns; ++run) {
+  for (int run = 0; run < runs; ++run) {
     double done = 0;
     std::chrono::steady_clock::time_point start;
 #pragma omp parallel num_threads(threads) reduction(+ : done)
@@ -57,16 +56,18 @@ double BestRate(int threads, const Work& work) {
 }  // namespace
 
 MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
-  constexpr int64_t kSteps = 2'000'000;
+  // A run of a millisecond or two fits between two interruptions by other work, if there are enough of them.
+  constexpr int64_t kSteps = 200'000;
+  constexpr int kArithmeticRuns = 50, kReadRuns = 7;
   MachineLimits limits;
-  limits.fp32_flops = BestRate(threads, [](int) {
+  limits.fp32_flops = BestRate(threads, kArithmeticRuns, [](int) {
     float sink = 0;
     const double flops = cpu::DispatchMultiplyAdd(kSteps, &sink);
     volatile float keep = sink;  // the loop has an effect
     return keep == keep ? flops : 0.0;
   });
   if (cpu::HasBFloat16Dot()) {
-    limits.bf16_flops = BestRate(threads, [](int) {
+    limits.bf16_flops = BestRate(threads, kArithmeticRuns, [](int) {
       float sink = 0;
       const double flops = cpu::BFloat16DotPeak(kSteps, &sink);
       volatile float keep = sink;
@@ -79,7 +80,7 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
   if (buffer == nullptr) return limits;
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer.get() + thread * share, share, std::byte{1});
-  limits.read_bytes = BestRate(threads, [&](int thread) {
+  limits.read_bytes = BestRate(threads, kReadRuns, [&](int thread) {
     float sink = 0;
     cpu::DispatchReadMemory(buffer.get() + thread * share, share, &sink);
     volatile float keep = sink;

@@ -100,6 +100,19 @@ TEST_F(BadInputTest, Environment) {
                 "environment variable TESSERA_THREADS is \"many\"; allowed: 1 to 4096");
 }
 
+TEST_F(BadInputTest, KernelProblems) {
+  for (const std::string problem :
+       {"8/3/64/64", "8/8/64", "8/8/64/0", "sideways:8/8/64/64", "forward:8/8/64/64:0", "forward:8/8/64/64:4k",
+        "forward:2/1/576/512/latent:64", "decode:8/8/64/64:64:causal", "decode:1/1/64/65/latent"}) {
+    ExpectRefused(RunAlone("bench kernel --problem " + problem), kBadInput,
+                  "--problem " + problem + "; allowed: [OPERATION:]HEADS/KV_HEADS/QK_WIDTH/V_WIDTH[/latent]");
+  }
+  ExpectRefused(RunAlone("bench kernel --problem forward:8/8/64/64:64:diagonal"), kBadInput,
+                "mask \"diagonal\" is unknown; allowed: causal, full, window:W");
+  ExpectRefused(RunAlone("bench kernel --problem forward:1/1/8/8:64 --read-mebibytes 1 --kernel abacus"), kRefused,
+                "no kernel called \"abacus\" ran");
+}
+
 TEST_F(BadInputTest, StrategiesAndKernelsThatCannotServe) {
   for (const std::string name : {"spiral", "grid:2", "grid:2x", "grid:0x2", "grid:", "double-ring:two", "ring:2"}) {
     ExpectRefused(RunAlone("plan --seq 8 --ranks 2 --strategy " + name), kUsage, "\"" + name + "\"; allowed: ");

@@ -1,0 +1,184 @@
+// Attention of a whole sequence to itself on one rank, or its backward pass.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/attention_backward.h"
+#include "launcher/bench_kernel.h"
+#include "launcher/problem_flags.h"
+
+namespace tessera::launcher {
+namespace {
+
+class AttendSubject final : public KernelSubject {
+ public:
+  AttendSubject(const KernelProblem& problem, Mask mask)
+      : problem_(problem), mask_(std::move(mask)), backward_(problem.operation == "backward") {
+    const auto elements = [&](int heads, int width) { return static_cast<size_t>(problem.tokens) * heads * width; };
+    query_ = RandomElements(problem.dtype, elements(problem.heads, problem.qk_width), 1);
+    key_ = RandomElements(problem.dtype, elements(problem.kv_heads, problem.qk_width), 2);
+    value_ = RandomElements(problem.dtype, elements(problem.kv_heads, problem.v_width), 3);
+    output_.resize(elements(problem.heads, problem.v_width));
+    lse_.resize(elements(problem.heads, 1));
+    if (!backward_) return;
+    output_gradient_ = RandomElements(problem.dtype, elements(problem.heads, problem.v_width), 4);
+    rounded_output_.resize(output_gradient_.size());
+    delta_.resize(lse_.size());
+    query_gradient_.resize(elements(problem.heads, problem.qk_width));
+    key_gradient_.resize(elements(problem.kv_heads, problem.qk_width));
+    value_gradient_.resize(elements(problem.kv_heads, problem.v_width));
+  }
+
+  std::string operation() const override { return problem_.operation; }
+  std::string problem() const override { return problem_.ToString(); }
+  DType dtype() const override { return problem_.dtype; }
+  // Two products forward; S and P again and four of gradients backward, of which dS K and dS^T Q are as wide as
+  // queries.
+  double flops() const override {
+    const double widths = backward_ ? 3.0 * problem_.qk_width + 2.0 * problem_.v_width
+                                    : static_cast<double>(problem_.qk_width + problem_.v_width);
+    return 2.0 * mask_.Area() * problem_.heads * widths;
+  }
+  double bytes() const override {
+    const size_t rows = query_.size() + key_.size() + value_.size() + output_gradient_.size();
+    return static_cast<double>(rows);
+  }
+  double tolerance() const override {
+    if (problem_.dtype == DType::kFloat32) return 1e-5;
+    return backward_ ? 8e-3 : 4e-3;  // P, and backward dS too, are rounded to bf16 once
+  }
+
+  std::vector<std::string> implementations() const override {
+    std::vector<std::string> names;
+    for (const AttentionKernel* kernel : AttentionKernels()) names.emplace_back(kernel->name());
+    return names;
+  }
+  std::string WhyNot(size_t implementation) const override {
+    return AttentionKernels()[implementation]->WhyNot({problem_.dtype, problem_.qk_width, problem_.v_width});
+  }
+
+  // The backward pass needs a forward result once.
+  Status Prepare(size_t implementation, int threads) override {
+    if (backward_ && saved_tokens_ != problem_.tokens) {
+      TESSERA_RETURN_IF_ERROR(Save(*AttentionKernels()[implementation], problem_.tokens, threads));
+    }
+    Clear();
+    return absl::OkStatus();
+  }
+  Status Run(size_t implementation, int threads) override {
+    const AttentionKernel& kernel = *AttentionKernels()[implementation];
+    return backward_ ? Backward(kernel, problem_.tokens, threads) : Forward(kernel, problem_.tokens, threads);
+  }
+
+  StatusOr<double> Error(size_t implementation, int threads) override {
+    const int64_t tokens = std::min<int64_t>(problem_.tokens, 512);
+    const AttentionKernel& reference = *AttentionKernels().back();
+    const AttentionKernel& kernel = *AttentionKernels()[implementation];
+    if (!backward_) {
+      Clear();
+      TESSERA_RETURN_IF_ERROR(Forward(reference, tokens, threads));
+      const std::vector<float> exact = output_;
+      Clear();
+      TESSERA_RETURN_IF_ERROR(Forward(kernel, tokens, threads));
+      return RelativeDifference(output_, exact);
+    }
+    TESSERA_RETURN_IF_ERROR(Save(reference, tokens, threads));
+    Clear();
+    TESSERA_RETURN_IF_ERROR(Backward(reference, tokens, threads));
+    const std::vector<float> exact[] = {query_gradient_, key_gradient_, value_gradient_};
+    Clear();
+    TESSERA_RETURN_IF_ERROR(Backward(kernel, tokens, threads));
+    return std::max({RelativeDifference(query_gradient_, exact[0]), RelativeDifference(key_gradient_, exact[1]),
+                     RelativeDifference(value_gradient_, exact[2])});
+  }
+
+ private:
+  template <class Args>
+  void FillCommon(Args& args, int64_t tokens, int threads) const {
+    args.query = ConstTensorView::Dense(query_.data(), problem_.dtype, tokens, problem_.heads, problem_.qk_width);
+    args.key = ConstTensorView::Dense(key_.data(), problem_.dtype, tokens, problem_.kv_heads, problem_.qk_width);
+    args.value = ConstTensorView::Dense(value_.data(), problem_.dtype, tokens, problem_.kv_heads, problem_.v_width);
+    args.bands = mask_.bands();
+    args.group = problem_.heads / problem_.kv_heads;
+    args.score.scale = 1.0f / std::sqrt(static_cast<float>(problem_.qk_width));
+    args.threads = threads;
+  }
+
+  // What a pass adds to starts as nothing.
+  void Clear() {
+    if (backward_) {
+      for (std::vector<float>* gradient : {&query_gradient_, &key_gradient_, &value_gradient_}) {
+        std::fill(gradient->begin(), gradient->end(), 0.0f);
+      }
+    } else {
+      ClearPartials();
+    }
+  }
+  void ClearPartials() {
+    std::fill(output_.begin(), output_.end(), 0.0f);
+    std::fill(lse_.begin(), lse_.end(), -std::numeric_limits<float>::infinity());
+  }
+
+  // Of the first `tokens` tokens; the mask is cut with the tile.
+  Status Forward(const AttentionKernel& kernel, int64_t tokens, int threads) {
+    const Tile tile{0, {0, tokens, 1}, 0, {0, tokens, 1}};
+    AttendArgs args;
+    FillCommon(args, tokens, threads);
+    args.output = TensorView::Dense(output_.data(), DType::kFloat32, tokens, problem_.heads, problem_.v_width);
+    args.lse = TensorView::Dense(lse_.data(), DType::kFloat32, tokens, problem_.heads, 1);
+    args.tiles = {&tile, 1};
+    return kernel.Attend(args);
+  }
+
+  // What a backward pass over the first `tokens` tokens needs of the forward one.
+  Status Save(const AttentionKernel& kernel, int64_t tokens, int threads) {
+    ClearPartials();
+    TESSERA_RETURN_IF_ERROR(Forward(kernel, tokens, threads));
+    const auto partial = TensorView::Dense(output_.data(), DType::kFloat32, tokens, problem_.heads, problem_.v_width);
+    const auto lse = TensorView::Dense(lse_.data(), DType::kFloat32, tokens, problem_.heads, 1);
+    const auto output =
+        TensorView::Dense(rounded_output_.data(), problem_.dtype, tokens, problem_.heads, problem_.v_width);
+    std::vector<float> final_lse(lse_.size());
+    FinishPartials(partial, lse, {}, output,
+                   TensorView::Dense(final_lse.data(), DType::kFloat32, tokens, problem_.heads, 1), threads);
+    lse_ = std::move(final_lse);
+    ComputeDelta(
+        output,
+        ConstTensorView::Dense(output_gradient_.data(), problem_.dtype, tokens, problem_.heads, problem_.v_width),
+        TensorView::Dense(delta_.data(), DType::kFloat32, tokens, problem_.heads, 1), threads);
+    saved_tokens_ = tokens;
+    return absl::OkStatus();
+  }
+
+  Status Backward(const AttentionKernel& kernel, int64_t tokens, int threads) {
+    const Tile tile{0, {0, tokens, 1}, 0, {0, tokens, 1}};
+    AttendBackwardArgs args;
+    FillCommon(args, tokens, threads);
+    const DType fp32 = DType::kFloat32;
+    args.output_gradient =
+        ConstTensorView::Dense(output_gradient_.data(), problem_.dtype, tokens, problem_.heads, problem_.v_width);
+    args.lse = ConstTensorView::Dense(lse_.data(), fp32, tokens, problem_.heads, 1);
+    args.delta = ConstTensorView::Dense(delta_.data(), fp32, tokens, problem_.heads, 1);
+    args.query_gradient = TensorView::Dense(query_gradient_.data(), fp32, tokens, problem_.heads, problem_.qk_width);
+    args.key_gradient = TensorView::Dense(key_gradient_.data(), fp32, tokens, problem_.kv_heads, problem_.qk_width);
+    args.value_gradient = TensorView::Dense(value_gradient_.data(), fp32, tokens, problem_.kv_heads, problem_.v_width);
+    args.tiles = {&tile, 1};
+    return kernel.AttendBackward(args);
+  }
+
+  const KernelProblem problem_;
+  const Mask mask_;
+  const bool backward_;
+  std::vector<std::byte> query_, key_, value_, output_gradient_, rounded_output_;
+  std::vector<float> output_, lse_, delta_, query_gradient_, key_gradient_, value_gradient_;
+  int64_t saved_tokens_ = 0;  // that lse_ and delta_ belong to
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem) {
+  TESSERA_ASSIGN_OR_RETURN(Mask mask, ParseMask(problem.mask, problem.tokens, problem.tokens));
+  return std::unique_ptr<KernelSubject>(std::make_unique<AttendSubject>(problem, std::move(mask)));
+}
+
+}  // namespace tessera::launcher
