@@ -81,3 +81,11 @@ function(tessera_cuda_test name)
     endforeach()
   endforeach()
 endfunction()
+
+# tessera_cuda_run(<name> <suite> VAR=value...) runs one more time what tessera_cuda_test built, only that test suite, on a
+# machine of its own.
+function(tessera_cuda_run name suite)
+  add_test(NAME ${name}_${suite} COMMAND ${name} --gtest_filter=${suite}.*)
+  set_tests_properties(${name}_${suite} PROPERTIES TIMEOUT 60 LABELS cuda
+    ENVIRONMENT "LD_LIBRARY_PATH=${TESSERA_VGPU_LIBRARIES}:$ENV{LD_LIBRARY_PATH};${ARGN}")
+endfunction()
