@@ -82,10 +82,19 @@ function(tessera_cuda_test name)
   endforeach()
 endfunction()
 
-# tessera_cuda_run(<name> <suite> VAR=value...) runs one more time what tessera_cuda_test built, only that test suite, on a
-# machine of its own.
+# tessera_cuda_run(<name> <suite> [MPI_RANKS n] [ENVIRONMENT VAR=value...]) runs one more time what tessera_cuda_test built,
+# only that test suite, on a machine of its own.
 function(tessera_cuda_run name suite)
-  add_test(NAME ${name}_${suite} COMMAND ${name} --gtest_filter=${suite}.*)
-  set_tests_properties(${name}_${suite} PROPERTIES TIMEOUT 60 LABELS cuda
-    ENVIRONMENT "LD_LIBRARY_PATH=${TESSERA_VGPU_LIBRARIES}:$ENV{LD_LIBRARY_PATH};${ARGN}")
+  cmake_parse_arguments(ARG "" "MPI_RANKS" "ENVIRONMENT" ${ARGN})
+  set(command $<TARGET_FILE:${name}> --gtest_filter=${suite}.*)
+  set(environment "LD_LIBRARY_PATH=${TESSERA_VGPU_LIBRARIES}:$ENV{LD_LIBRARY_PATH}" ${ARG_ENVIRONMENT})
+  set(labels cuda)
+  if(ARG_MPI_RANKS)
+    list(PREPEND command ${MPIEXEC_EXECUTABLE} -n ${ARG_MPI_RANKS})
+    list(APPEND environment ${TESSERA_MPI_ENVIRONMENT})
+    list(APPEND labels mpi ranks${ARG_MPI_RANKS})
+  endif()
+  add_test(NAME ${name}_${suite} COMMAND ${command})
+  set_tests_properties(${name}_${suite} PROPERTIES TIMEOUT 60 LABELS "${labels}" ENVIRONMENT "${environment}"
+    PROCESSORS 2)
 endfunction()

@@ -15,7 +15,7 @@ namespace tessera {
 struct NcclOptions {
   // The longest that Wait() and the library's own set-up may take; unset: the control communicator's deadline. Set-up
   // gets half of it, so that a rank that misses the others can still tell them.
-  std::optional<std::chrono::milliseconds> deadline;
+  std::optional<std::chrono::milliseconds> deadline = std::nullopt;
   // Several ranks on one GPU, which NCCL allows from 2.30 on, with NCCL_MULTI_RANK_GPU_ENABLE=1 in its environment.
   bool may_share_gpu = false;
 };
