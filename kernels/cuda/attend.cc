@@ -32,13 +32,7 @@ const AttendKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int>:
 }  // namespace
 
 std::string AttendKernel::WhyNot(const AttendTraits& traits) const {
-  if (std::string reason = WhyNotDevice(traits.compute_capability, first_capability_, last_capability_);
-      !reason.empty()) {
-    return reason;
-  }
-  if (std::string reason = WhyNotDType(traits.dtype); !reason.empty()) return reason;
-  if (Find(traits.dtype, traits.qk_width, traits.v_width) != nullptr) return "";
-  return WhyNotWidths(instances_);
+  return WhyNotInstance(instances_, traits, first_capability_, last_capability_);
 }
 
 const AttendInstance* AttendKernel::Find(DType dtype, int qk_width, int v_width) const {

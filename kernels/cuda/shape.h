@@ -37,6 +37,15 @@ const Instance* FindInstance(std::span<const Instance> instances, DType dtype, i
   }
   return best;
 }
+template <typename Instance>
+std::string WhyNotInstance(std::span<const Instance> instances, const AttendTraits& traits, int first_capability,
+                           int last_capability) {
+  std::string reason = WhyNotDevice(traits.compute_capability, first_capability, last_capability);
+  if (reason.empty()) reason = WhyNotDType(traits.dtype);
+  if (!reason.empty()) return reason;
+  if (FindInstance(instances, traits.dtype, traits.qk_width, traits.v_width) != nullptr) return "";
+  return WhyNotWidths(instances);
+}
 Status NoInstance(std::string_view kernel, const AttendShape& shape);
 
 ScoreParams ScoreOf(const AttendShape& shape, const float* slopes);

@@ -53,4 +53,22 @@ struct AttendParams {
   bool vector_v;
 };
 
+struct BackwardParams {
+  Matrix<const uint16_t> query;            // [Sq, heads, qk_width], bf16 or fp16
+  Matrix<const uint16_t> key;              // [Sk, kv_heads, qk_width]
+  Matrix<const uint16_t> value;            // [Sk, kv_heads, v_width]
+  Matrix<const uint16_t> output_gradient;  // [Sq, heads, v_width]
+  Matrix<const float> lse;                 // [Sq, heads], final, natural logarithm
+  Matrix<const float> delta;               // [Sq, heads]
+  Matrix<float> query_gradient;            // [Sq, heads, qk_width], added to
+  Matrix<float> key_gradient;              // [Sk, kv_heads, qk_width], added to
+  Matrix<float> value_gradient;            // [Sk, kv_heads, v_width], added to
+  DeviceWork by_queries;                   // blocks of query rows
+  DeviceWork by_keys;                      // blocks of key rows
+  ScoreParams score;
+  // As in AttendParams; output gradients go with values.
+  bool vector_qk;
+  bool vector_v;
+};
+
 }  // namespace tessera::cuda

@@ -17,6 +17,9 @@ const char* ErrorText(int code);
 namespace sm80 {
 template <typename Element, int kQk, int kV>
 int LaunchAttend(const AttendParams& params, CUstream_st* stream);
+// One kernel for the gradients of queries, and one or two for those of keys and values.
+template <typename Element, int kQk, int kV>
+int LaunchBackward(const BackwardParams& params, CUstream_st* stream);
 }  // namespace sm80
 
 }  // namespace tessera::cuda

@@ -10,6 +10,7 @@
 #include "kernels/cuda/device/walk.cuh"
 #include "kernels/cuda/sm80/attend_config.h"
 #include "kernels/cuda/sm80/mma.cuh"
+#include "kernels/cuda/sm80/poison.cuh"
 #include "kernels/cuda/sm80/tile.cuh"
 
 namespace tessera::cuda::sm80 {
@@ -85,38 +86,14 @@ class AttendBlock {
                                     p_.value.row_stride, rows, p_.score.v_width, p_.vector_v);
   }
 
-  // A masked value has weight 0, and 0 times infinity or NaN is NaN. So values that are not finite become 0 in the
-  // tile, and AddNonFinite() adds them in the end to the rows that meet them. Returns whether there were any.
+  // Values that are not finite become 0 in the tile; AddNonFinite() adds them in the end to the rows that meet them.
+  // Returns whether there were any.
   __device__ __forceinline__ bool TakeOutNonFinite(uint32_t tile) const {
-    bool any = false;
-    for (int i = static_cast<int>(threadIdx.x); i < kKeys * ValueTile::kPieces; i += kThreads) {
-      const uint32_t address = tile + i * 16;
-      uint32_t words[4];
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                   : "r"(address)
-                   : "memory");
-      bool here = false;
-#pragma unroll
-      for (uint32_t& word : words) {
-        if (Element::AnyNonFinite(word & 0xffffu)) {
-          word &= 0xffff0000u;
-          here = true;
-        }
-        if (Element::AnyNonFinite(word & 0xffff0000u)) {
-          word &= 0xffffu;
-          here = true;
-        }
-      }
-      if (here) {
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
-                     :
-                     : "r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-                     : "memory");
-      }
-      any |= here;
-    }
-    return __syncthreads_or(any) != 0;
+    constexpr int kBytes = kKeys * ValueTile::kRowBytes;
+    if (__syncthreads_or(AnyNonFinite<Element, kThreads, kBytes>(tile)) == 0) return false;
+    ClearNonFinite<Element, kThreads, kBytes>(tile);
+    __syncthreads();
+    return true;
   }
 
   __device__ __forceinline__ void Fold(const Piece<kKeys>& piece, int stage) {

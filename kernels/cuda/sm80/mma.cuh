@@ -47,6 +47,10 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&d)[4], uint32_
 __device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global, uint32_t bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(shared), "l"(global), "r"(bytes) : "memory");
 }
+// The same for 4 bytes.
+__device__ __forceinline__ void CopyWordAsync(uint32_t shared, const void* global, uint32_t bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(shared), "l"(global), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;" : : : "memory");
 }

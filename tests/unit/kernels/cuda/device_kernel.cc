@@ -78,8 +78,33 @@ Status DeviceKernel::Attend(const AttendArgs& args) const {
   return absl::OkStatus();
 }
 
-Status DeviceKernel::AttendBackward(const AttendBackwardArgs&) const {
-  return absl::UnimplementedError("forward only");
+Status DeviceKernel::AttendBackward(const AttendBackwardArgs& args) const {
+  const cuda::AttendShape shape = ShapeOf(args);
+  TESSERA_ASSIGN_OR_RETURN(const cuda::BackwardWork work, PlanBackward(*backward_, shape, args.tiles, args.bands));
+  const DeviceStream stream;
+  const DeviceTensor query(args.query, stream), key(args.key, stream), value(args.value, stream);
+  const DeviceTensor output_gradient(args.output_gradient, stream), lse(args.lse, stream), delta(args.delta, stream);
+  const DeviceTensor query_gradient(args.query_gradient, stream), key_gradient(args.key_gradient, stream);
+  const DeviceTensor value_gradient(args.value_gradient, stream);
+  const DeviceMemory lists = Copied<std::byte>(work.bytes, stream);
+  const DeviceMemory slopes = Copied<float>(args.score.alibi_slopes, stream);
+  cuda::BackwardPointers pointers;
+  pointers.query = query.const_view();
+  pointers.key = key.const_view();
+  pointers.value = value.const_view();
+  pointers.output_gradient = output_gradient.const_view();
+  pointers.lse = lse.const_view();
+  pointers.delta = delta.const_view();
+  pointers.query_gradient = query_gradient.view();
+  pointers.key_gradient = key_gradient.view();
+  pointers.value_gradient = value_gradient.view();
+  pointers.work = lists.data();
+  if (shape.alibi) pointers.alibi_slopes = reinterpret_cast<const float*>(slopes.data());
+  TESSERA_RETURN_IF_ERROR(LaunchBackward(*backward_, shape, work, pointers, stream.get()));
+  query_gradient.CopyBack(args.query_gradient, stream);
+  key_gradient.CopyBack(args.key_gradient, stream);
+  value_gradient.CopyBack(args.value_gradient, stream);
+  return absl::OkStatus();
 }
 
 }  // namespace tessera::testing

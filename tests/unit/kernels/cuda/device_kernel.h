@@ -5,7 +5,9 @@
 #include <string>
 
 #include "kernels/attention.h"
+#include "kernels/attention_backward.h"
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/backward.h"
 #include "tests/unit/kernels/cuda/device_memory.h"
 
 namespace tessera::testing {
@@ -27,6 +29,8 @@ class DeviceTensor {
 class DeviceKernel final : public AttentionKernel {
  public:
   explicit DeviceKernel(const cuda::AttendKernel& kernel) : kernel_(kernel) {}
+  DeviceKernel(const cuda::AttendKernel& kernel, const cuda::BackwardKernel& backward)
+      : kernel_(kernel), backward_(&backward) {}
   std::string_view name() const override { return kernel_.name(); }
   std::string WhyNot(const AttentionTraits& traits) const override;
   Status Attend(const AttendArgs& args) const override;
@@ -34,6 +38,7 @@ class DeviceKernel final : public AttentionKernel {
 
  private:
   const cuda::AttendKernel& kernel_;
+  const cuda::BackwardKernel* backward_ = nullptr;
 };
 
 }  // namespace tessera::testing
