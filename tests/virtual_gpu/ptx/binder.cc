@@ -120,6 +120,7 @@ int32_t Binder::Source(const Operand& operand, int bits) {
     case Operand::kRegister:
       if (operand.negated || (RegisterBits(operand) == 64) != wide || (RegisterBits(operand) == 128) != (bits == 128))
         break;
+      for (int s = 0; s < std::max(bits / 32, 1); ++s) reads_.push_back(register_slots_[operand.index] + s);
       return register_slots_[operand.index];
     case Operand::kImmediate:
       if (operand.negated) break;
@@ -163,6 +164,7 @@ int32_t Binder::Destination(const Operand& operand, int bits) {
     Refuse();
     return Instruction::kNoSlot;
   }
+  for (int s = 0; s < std::max(bits / 32, 1); ++s) writes_.push_back(register_slots_[operand.index] + s);
   return register_slots_[operand.index];
 }
 

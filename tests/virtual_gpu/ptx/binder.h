@@ -77,6 +77,9 @@ class Binder {
   bool BindAddress(const Operand& operand, int slot);
   static constexpr uint32_t kBase64 = 1u << 31;
 
+  const std::vector<int32_t>& reads() const { return reads_; }
+  const std::vector<int32_t>& writes() const { return writes_; }
+
   // Instruction lists longer than six: all operands into out().more.
   int32_t* More(size_t count);
 
@@ -87,6 +90,7 @@ class Binder {
   const Statement& statement_;
   Instruction& out_;
   std::vector<std::string_view> parts_;
+  std::vector<int32_t> reads_, writes_;  // slots of registers
   bool ok_ = true;
 };
 
@@ -109,6 +113,10 @@ Handler BindShuffle(Binder& binder);
 Handler BindMatrix(Binder& binder);
 Handler BindMatrixLoad(Binder& binder);
 Handler BindAsyncCopy(Binder& binder);
+Handler BindBulkCopy(Binder& binder);
+Handler BindMbarrier(Binder& binder);
+Handler BindCluster(Binder& binder);
+Handler BindWgmma(Binder& binder);
 
 // Builds what a kernel needs to run from the module's syntax. Never fails: what cannot be bound faults when reached.
 struct ModuleSymbols {

@@ -8,9 +8,10 @@
 namespace tessera::vgpu {
 namespace {
 
-constexpr Family kFamilies[] = {BindMove,    BindInteger, BindBits,       BindFloat,      BindHalf,     BindSpecial,
-                                BindCompare, BindConvert, BindCallMemory, BindMemory,     BindAtomic,   BindControl,
-                                BindBarrier, BindShuffle, BindMatrix,     BindMatrixLoad, BindAsyncCopy};
+constexpr Family kFamilies[] = {BindMove,     BindInteger, BindBits,       BindFloat,      BindHalf,      BindSpecial,
+                                BindCompare,  BindConvert, BindCallMemory, BindMemory,     BindAtomic,    BindControl,
+                                BindBarrier,  BindShuffle, BindMatrix,     BindMatrixLoad, BindAsyncCopy, BindBulkCopy,
+                                BindMbarrier, BindCluster, BindWgmma};
 
 Signal Unknown(const Instruction& i, Warp& w, uint32_t) {
   return w.Fail(i, FaultKind::kUnknownInstruction, -1,
@@ -184,6 +185,11 @@ class Builder {
       Handler handler = family(binder);
       if (handler == nullptr || !binder.ok()) continue;
       i.handler = handler;
+      i.touched = static_cast<uint32_t>(kernel_.touched.size());
+      i.reads = static_cast<uint16_t>(binder.reads().size());
+      i.writes = static_cast<uint16_t>(binder.writes().size());
+      kernel_.touched.insert(kernel_.touched.end(), binder.reads().begin(), binder.reads().end());
+      kernel_.touched.insert(kernel_.touched.end(), binder.writes().begin(), binder.writes().end());
       break;
     }
     if (i.handler == nullptr) {

@@ -41,8 +41,8 @@ Signal IndexedBranch(const Instruction& i, Warp& w, uint32_t lanes) {
 // All global writes are visible at once, in the order of execution, so fences within a device do nothing. prefetch and
 // the cache hints of createpolicy never change results; griddepcontrol (programmatic dependent launch) neither, because
 // launches of one stream never overlap here.
-constexpr std::string_view kNoEffect[] = {"membar",        "fence",   "prefetch",   "prefetchu", "griddepcontrol",
-                                          "applypriority", "discard", "setmaxnreg", "pmevent",   "nop"};
+constexpr std::string_view kNoEffect[] = {"prefetch", "prefetchu",  "griddepcontrol", "applypriority",
+                                          "discard",  "setmaxnreg", "pmevent",        "nop"};
 
 }  // namespace
 

@@ -18,6 +18,8 @@ namespace {
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxShared = 227 * 1024;  // of a block on compute capability 9.0
 constexpr uint32_t kMaxCluster = 16;
+constexpr size_t kParameterAlign = 128;     // more than the 64 of a tensor map
+constexpr uint32_t kClockLimit = 1u << 27;  // stamps of reads keep 28 bits
 
 std::optional<std::string> Refusal(const Launch& launch) {
   const KernelInfo& info = launch.kernel->info;
@@ -139,7 +141,7 @@ uint64_t ConstantValue(const WarpConstant& constant, const Warp& warp, int lane)
     case C::kDynamicShared:
       return launch.dynamic_shared_bytes;
     case C::kParameterAddress:
-      return reinterpret_cast<uint64_t>(launch.parameters.data()) + constant.offset;
+      return reinterpret_cast<uint64_t>(block.run->parameters) + constant.offset;
     case C::kLocalAddress:
       return reinterpret_cast<uint64_t>(block.local.data()) + thread * block.run->kernel->local_bytes + constant.offset;
   }
@@ -154,6 +156,10 @@ class Worker {
     run_.kernel = launch.kernel;
     run_.memory = &memory;
     run_.ranges = memory.Current();
+    parameters_ = std::make_unique<std::byte[]>(launch.parameters.size() + kParameterAlign);
+    const uint64_t at = reinterpret_cast<uint64_t>(parameters_.get());
+    run_.parameters = parameters_.get() + (kParameterAlign - at % kParameterAlign) % kParameterAlign;
+    std::copy(launch.parameters.begin(), launch.parameters.end(), run_.parameters);
     run_.executed.assign(launch.kernel->code.size(), 0);
     const uint32_t blocks = static_cast<uint32_t>(launch.cluster.Count());
     const uint32_t warps = static_cast<uint32_t>((launch.block.Count() + kLanes - 1) / kLanes);
@@ -197,11 +203,24 @@ class Worker {
                   static_cast<uint32_t>(number / across / down)};
     cluster_.index = at;
     *cluster_.bulk = BulkCopies{};
-    cluster_.barrier = Barrier{};
+    cluster_.bulk->groups.resize(cluster_.agents);
+    cluster_.arrived.assign(cluster_.agents, false);
+    cluster_.phase = 0;
+    cluster_.arriving.assign(cluster_.agents, 0);
+    cluster_.completed.assign(cluster_.agents, 0);
+    cluster_.fenced_by_self.assign(cluster_.agents, run_.clock_base);
+    for (auto& block : cluster_.blocks) cluster_.fenced_by_self[block->warps.back().agent + 1] = ~0u;
+    if (run_.clock_base > kClockLimit) {
+      run_.clock_base = 0;
+      for (auto& block : cluster_.blocks) {
+        if (block->shadow != nullptr) block->shadow->Clear();
+      }
+    }
     for (auto& block : cluster_.blocks) ResetBlock(*block);
     run_.counters.blocks += cluster_.blocks.size();
     const bool done = RunCluster(run_, cluster_);
     for (auto& block : cluster_.blocks) {
+      run_.clock_base = std::max(run_.clock_base, block->async_clock);
       for (Warp& warp : block->warps) {
         for (uint32_t c : warp.clock) run_.clock_base = std::max(run_.clock_base, c);
       }
@@ -232,6 +251,7 @@ class Worker {
     std::memset(block.shared, 0xff, block.shared_bytes);
     block.barriers.fill(Barrier{});
     *block.mbarriers = MbarrierTable{};
+    block.async_clock = run_.clock_base;
     block.jumps = 0;
     block.wakeups = 0;
     const uint64_t threads = launch.block.Count();
@@ -242,9 +262,11 @@ class Worker {
       warp.paths[0].lanes = warp.live;
       warp.clock.assign(cluster_.agents, run_.clock_base);
       warp.Tick();
-      warp.proxy_fence = 0;
+      warp.fenced.assign(cluster_.agents, run_.clock_base);
+      warp.cluster_phase = 0;
       *warp.copies = AsyncCopies{};
       *warp.matrices = MatrixQueue{};
+      warp.matrices_in_flight = false;
       for (const WarpConstant& constant : run_.kernel->warp_constants) {
         for (int l = 0; l < kLanes; ++l) {
           const uint64_t value = ConstantValue(constant, warp, l);
@@ -261,6 +283,7 @@ class Worker {
   Execution run_;
   Cluster cluster_;
   std::unique_ptr<Slot[]> slots_;
+  std::unique_ptr<std::byte[]> parameters_;
 };
 
 }  // namespace

@@ -68,6 +68,7 @@ enum class FaultKind {
   kUninitializedShared,
   kSharedRace,
   kMissingWait,
+  kMissingFence,  // fence.proxy.async between writes of threads and reads of the asynchronous proxy
   kBarrier,
   kNoProgress,
   kTrap,

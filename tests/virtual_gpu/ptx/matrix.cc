@@ -1,5 +1,4 @@
-// mma.sync: products of one warp. Accumulation is a chain of fused multiply-adds in fp32 over k, upwards; hardware sums
-// in an order and with a truncation that are not published, so results agree to rounding and not bit by bit.
+// mma.sync.
 #include "tests/virtual_gpu/ptx/matrix.h"
 
 #include "tests/virtual_gpu/ptx/binder.h"
@@ -8,61 +7,44 @@
 namespace tessera::vgpu {
 namespace {
 
-enum Format : uint8_t { kBf16, kF16, kTf32 };
-constexpr uint32_t kHalfAccumulator = 1;
+constexpr uint32_t kHalfAccumulator = 1, kBf16 = 2;
 
 Signal WholeWarp(const Instruction& i, Warp& w, uint32_t lanes) {
   if (w.live != kAllLanes) return w.Fail(i, FaultKind::kBarrier, -1, "lanes of the warp have ended; mma needs all 32");
   return lanes == kAllLanes ? Signal::kNext : Signal::kWaitLanes;
 }
 
-float Element(uint32_t packed, int half, Format format) {
-  const uint32_t bits = packed >> (16 * half) & 0xffff;
-  return format == kBf16 ? FromBf16(bits) : FromF16(bits);
-}
-
-// more: d, a, b, c. Fragments of 16-bit elements by the tables of the PTX ISA: with g = lane / 4 and t = lane % 4,
-// a[r] holds rows g + 8 (r & 1), columns 2t + {0, 1} + 8 (r >> 1); b[r] columns g, rows 2t + {0, 1} + 8 r;
-// c[r] rows g + 8 (r >> 1), column 2t + (r & 1).
+// more: d, a, b, c. fp16 accumulators are two registers of pairs: summed in fp32 and rounded once.
 template <int kK>
-Signal Plain(const Instruction& i, Warp& w, uint32_t lanes) {
+Signal Mma(const Instruction& i, Warp& w, uint32_t lanes) {
   const Signal here = WholeWarp(i, w, lanes);
   if (here != Signal::kNext) return here;
   constexpr int kA = kK / 4, kB = kK / 8;
-  const Format format = static_cast<Format>(i.small);
   const bool half = (i.flags & kHalfAccumulator) != 0;
   const int accumulators = half ? 2 : 4;
-  const int32_t* d = i.more;
-  const int32_t* a = d + accumulators;
-  const int32_t* b = a + kA;
-  const int32_t* c = b + kB;
-  float A[16][kK], B[kK][8], C[16][8];
-  for (int l = 0; l < kLanes; ++l) {
-    const int g = l / 4, t = l % 4;
-    for (int r = 0; r < kA; ++r) {
-      for (int h = 0; h < 2; ++h) A[g + 8 * (r & 1)][2 * t + h + 8 * (r >> 1)] = Element(w.Read(a[r])[l], h, format);
-    }
-    for (int r = 0; r < kB; ++r) {
-      for (int h = 0; h < 2; ++h) B[2 * t + h + 8 * r][g] = Element(w.Read(b[r])[l], h, format);
-    }
-    for (int r = 0; r < 4; ++r) {
-      C[g + 8 * (r >> 1)][2 * t + (r & 1)] =
-          half ? FromF16(w.Read(c[r >> 1])[l] >> (16 * (r & 1)) & 0xffff) : F32<false>::Read(w.Read(c[r])[l]);
-    }
-  }
-  for (int m = 0; m < 16; ++m) {
-    for (int n = 0; n < 8; ++n) {
-      for (int k = 0; k < kK; ++k) C[m][n] = std::fma(A[m][k], B[k][n], C[m][n]);
+  const uint32_t* a[kA];
+  const uint32_t* b[kB];
+  const uint32_t* c[4];
+  uint32_t* d[4];
+  alignas(64) uint32_t wide[4][kLanes];
+  const int32_t* sources = i.more + accumulators;
+  for (int r = 0; r < kA; ++r) a[r] = w.Read(*sources++);
+  for (int r = 0; r < kB; ++r) b[r] = w.Read(*sources++);
+  for (int r = 0; r < 4; ++r) {
+    if (half) {
+      const uint32_t* pairs = w.Read(sources[r >> 1]);
+      for (int l = 0; l < kLanes; ++l) wide[r][l] = F32<false>::Write(FromF16(pairs[l] >> (16 * (r & 1)) & 0xffff));
+      c[r] = d[r] = wide[r];
+    } else {
+      c[r] = w.Read(sources[r]);
+      d[r] = w.Write(i.more[r]);
     }
   }
-  for (int l = 0; l < kLanes; ++l) {
-    const int g = l / 4, t = l % 4;
-    for (int r = 0; r < accumulators; ++r) {
-      if (half) {
-        w.Write(d[r])[l] = ToF16(C[g + 8 * r][2 * t]) | ToF16(C[g + 8 * r][2 * t + 1]) << 16;
-      } else {
-        w.Write(d[r])[l] = F32<false>::Write(C[g + 8 * (r >> 1)][2 * t + (r & 1)]);
-      }
+  Product(kK, (i.flags & kBf16) != 0, a, b, c, d);
+  for (int r = 0; half && r < 2; ++r) {
+    uint32_t* pairs = w.Write(i.more[r]);
+    for (int l = 0; l < kLanes; ++l) {
+      pairs[l] = ToF16(F32<false>::Read(wide[2 * r][l])) | ToF16(F32<false>::Read(wide[2 * r + 1][l])) << 16;
     }
   }
   return Signal::kNext;
@@ -98,25 +80,6 @@ Signal Tf32(const Instruction& i, Warp& w, uint32_t lanes) {
   return Signal::kNext;
 }
 
-#if defined(__x86_64__)
-template <int kK, bool kIsBf16>
-Signal Fast(const Instruction& i, Warp& w, uint32_t lanes) {
-  const Signal here = WholeWarp(i, w, lanes);
-  if (here != Signal::kNext) return here;
-  constexpr int kA = kK / 4, kB = kK / 8;
-  const uint32_t* a[kA];
-  const uint32_t* b[kB];
-  const uint32_t* c[4];
-  uint32_t* d[4];
-  for (int r = 0; r < 4; ++r) d[r] = w.Write(i.more[r]);
-  for (int r = 0; r < kA; ++r) a[r] = w.Read(i.more[4 + r]);
-  for (int r = 0; r < kB; ++r) b[r] = w.Read(i.more[4 + kA + r]);
-  for (int r = 0; r < 4; ++r) c[r] = w.Read(i.more[4 + kA + kB + r]);
-  FastMma(kK, kIsBf16, a, b, c, d);
-  return Signal::kNext;
-}
-#endif
-
 bool Flatten(Binder& b, size_t operand, size_t count, bool result, int32_t*& more) {
   const Operand& list = b.At(operand);
   if (list.kind != Operand::kVector || list.parts.size() != count) return false;
@@ -140,8 +103,7 @@ Handler BindMatrix(Binder& b) {
   Instruction& out = b.out();
   out.kind = InstructionClass::kTensorCore;
   out.tensor_flops = 2u * 16 * 8 * k;
-  out.small = tf32 ? kTf32 : types[1] == Type::kBF16 ? kBf16 : kF16;
-  out.flags = half ? kHalfAccumulator : 0;
+  out.flags = (half ? kHalfAccumulator : 0) | (types[1] == Type::kBF16 ? kBf16 : 0);
   const size_t accumulators = half ? 2 : 4, a = tf32 ? k / 2 : k / 4, bs = tf32 ? k / 4 : k / 8;
   int32_t* more = b.More(2 * accumulators + a + bs);
   if (!Flatten(b, 0, accumulators, true, more) || !Flatten(b, 1, a, false, more) || !Flatten(b, 2, bs, false, more) ||
@@ -149,13 +111,7 @@ Handler BindMatrix(Binder& b) {
     return nullptr;
   }
   if (tf32) return k == 8 ? &Tf32<8> : &Tf32<4>;
-#if defined(__x86_64__)
-  if (HasV3() && !half) {
-    if (types[1] == Type::kBF16) return k == 16 ? &Fast<16, true> : &Fast<8, true>;
-    return k == 16 ? &Fast<16, false> : &Fast<8, false>;
-  }
-#endif
-  return k == 16 ? &Plain<16> : &Plain<8>;
+  return k == 16 ? &Mma<16> : &Mma<8>;
 }
 
 }  // namespace tessera::vgpu

@@ -84,8 +84,8 @@ __attribute__((target("avx2,fma,f16c"))) void Multiply(const uint32_t* const* a,
 
 }  // namespace
 
-void FastMma(int k, bool bf16, const uint32_t* const* a, const uint32_t* const* b, const uint32_t* const* c,
-             uint32_t* const* d) {
+void FastProduct(int k, bool bf16, const uint32_t* const* a, const uint32_t* const* b, const uint32_t* const* c,
+                 uint32_t* const* d) {
   if (k == 16) return bf16 ? Multiply<16, true>(a, b, c, d) : Multiply<16, false>(a, b, c, d);
   return bf16 ? Multiply<8, true>(a, b, c, d) : Multiply<8, false>(a, b, c, d);
 }

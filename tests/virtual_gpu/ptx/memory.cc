@@ -68,7 +68,7 @@ Signal Store(const Instruction& i, Warp& w, uint32_t lanes) {
 }
 
 Signal LoadParameter(const Instruction& i, Warp& w, uint32_t lanes) {
-  const std::byte* from = w.block->run->launch->parameters.data() + i.immediate;
+  const std::byte* from = w.block->run->parameters + i.immediate;
   const uint32_t element = i.flags & 0xff;
   const bool is_signed = (i.flags & 0x100) != 0, wide = (i.flags & 0x200) != 0;
   for (int e = 0; e < i.small; ++e) {

@@ -23,9 +23,9 @@ bool InLocal(const Warp& w, int lane, uint64_t address, uint64_t bytes) {
 }
 
 bool InParameters(const Execution& run, uint64_t address, uint64_t bytes) {
-  const auto& block = run.launch->parameters;
-  const uint64_t offset = address - reinterpret_cast<uint64_t>(block.data());
-  return offset < block.size() && bytes <= block.size() - offset;
+  const uint64_t size = run.launch->parameters.size();
+  const uint64_t offset = address - reinterpret_cast<uint64_t>(run.parameters);
+  return offset < size && bytes <= size - offset;
 }
 
 Signal Misaligned(const Instruction& i, Warp& w, int lane, uint64_t address, uint32_t bytes) {
@@ -174,14 +174,16 @@ Signal Resolve(const Instruction& i, Warp& w, uint32_t lanes, Space space, Use u
     case Space::kGeneric: {
       uint32_t shared = 0;
       uint64_t windows[kLanes];
-      for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
-        const int l = __builtin_ctz(rest);
-        if (!InBlockShared(*w.block, addresses[l])) continue;
-        shared |= 1u << l;
-        windows[l] = addresses[l] - HostShared(*w.block) + kSharedBase;
+      for (const auto& block : w.block->cluster->blocks) {
+        for (uint32_t rest = lanes & ~shared; rest != 0; rest &= rest - 1) {
+          const int l = __builtin_ctz(rest);
+          if (!InBlockShared(*block, addresses[l])) continue;
+          shared |= 1u << l;
+          windows[l] = (addresses[l] - HostShared(*block) + kSharedBase) | uint64_t{block->rank + 1} << kRankShift;
+        }
       }
       if (shared != 0) {
-        const Signal signal = ResolveShared(i, w, shared, false, use, bytes, windows, pointers);
+        const Signal signal = ResolveShared(i, w, shared, true, use, bytes, windows, pointers);
         if (signal != Signal::kNext || shared == lanes) return signal;
       }
       return ResolveGlobal(i, w, lanes & ~shared, space, use, bytes, addresses, pointers);

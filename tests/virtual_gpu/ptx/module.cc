@@ -91,6 +91,8 @@ const char* Name(FaultKind kind) {
       return "shared memory race";
     case FaultKind::kMissingWait:
       return "missing wait";
+    case FaultKind::kMissingFence:
+      return "missing fence";
     case FaultKind::kBarrier:
       return "barrier misuse";
     case FaultKind::kNoProgress:

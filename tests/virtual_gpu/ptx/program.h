@@ -55,6 +55,9 @@ struct Instruction {
   int64_t immediate = 0;  // address offset, or the handler's own
   int32_t target = -1;    // instruction number, of branches
   uint32_t tensor_flops = 0;
+  // Register slots it reads, then those it writes: kernel.touched from here on.
+  uint32_t touched = 0;
+  uint16_t reads = 0, writes = 0;
   const Statement* source = nullptr;
   // Slots: >= 0 in the warp's register file, < 0 is ~index into the kernel's constants. The first is the result.
   std::array<int32_t, 6> operand{};
@@ -127,6 +130,7 @@ class Kernel {
   uint64_t local_bytes = 0;  // per thread
   std::vector<std::unique_ptr<int32_t[]>> operand_lists;
   std::vector<std::vector<int32_t>> branch_tables;  // of brx.idx
+  std::vector<int32_t> touched;                     // slots of all instructions
   std::vector<Range> globals;                       // the module's variables, sorted: always accessible
   const Module::Contents* module = nullptr;
 };

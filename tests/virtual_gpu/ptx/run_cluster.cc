@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "tests/virtual_gpu/ptx/bulk_copies.h"
+#include "tests/virtual_gpu/ptx/mbarrier_table.h"
 #include "tests/virtual_gpu/ptx/schedule.h"
 #include "tests/virtual_gpu/ptx/text.h"
 
@@ -32,6 +33,9 @@ std::string WhereEverybodyWaits(const Execution& run, const Cluster& cluster) {
         if (cluster.blocks.size() > 1) text += "block " + std::to_string(block->rank) + " of the cluster, ";
         text += "warp " + std::to_string(warp.index) + " lanes " + Hex(path.lanes) + " at line " +
                 std::to_string(i.source->line) + " `" + i.source->text + "`";
+        const Mbarrier* barrier = nullptr;
+        if (path.state == Path::kAsleep && !path.in_barrier) barrier = block->mbarriers->Find(path.waits_for);
+        if (barrier != nullptr && i.source->opcode.substr(0, 8) == "mbarrier") text += ", " + Missing(*barrier);
         if (path.state == Path::kLanes) text += ", waiting for other lanes of the warp";
       }
     }

@@ -2,6 +2,7 @@
 // together again at the first instruction they share.
 #include <algorithm>
 
+#include "tests/virtual_gpu/ptx/matrix_queue.h"
 #include "tests/virtual_gpu/ptx/schedule.h"
 
 namespace tessera::vgpu {
@@ -214,6 +215,7 @@ Turn Runner::RunPath() {
       ++executed[pc];
       if (lanes != 0) {
         w_.pc = pc;
+        if (w_.matrices_in_flight && w_.matrices->Check(i, w_) != Signal::kNext) return Turn::kFault;
         const Signal signal = i.handler(i, w_, lanes);
         if (signal != Signal::kNext) {
           path.pc = pc;

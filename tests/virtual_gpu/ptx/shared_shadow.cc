@@ -29,9 +29,7 @@ bool SharedShadow::Written(const Access& a, uint32_t offset, uint32_t bytes, boo
     Write& w = writes_[word];
     if (in_flight_[word] != 0) return false;
     const bool ours = w.clock > a.base;
-    if (ours && (w.mask & mask) != 0 && !same) {
-      if (w.agent != a.agent ? w.clock > (*a.order)[w.agent] : w.clock == a.epoch && w.lane != a.lane) return false;
-    }
+    if (ours && (w.mask & mask) != 0 && !same && Unordered(a, w)) return false;
     if (UnorderedReader(a, word, mask) >= 0 && !same) return false;
     w.initial = ours ? w.initial | mask : mask;
     w.mask = mask;
@@ -75,8 +73,8 @@ SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, u
       return {FaultKind::kUninitializedShared, where + "read but was never written by this block"};
     }
     if (ours && (w.mask & mask) != 0) {
-      const bool other = w.agent != a.agent;
-      if (other ? w.clock > (*a.order)[w.agent] : w.clock == a.epoch && w.lane != a.lane) {
+      const bool other = w.agent != a.agent || a.fenced != nullptr;
+      if (Unordered(a, w)) {
         const std::string who = w.lane == kManyLanes
                                     ? "an asynchronous copy or the whole warp of agent " + std::to_string(w.agent)
                                 : other ? "warp " + std::to_string(w.agent % agents_per_block)
@@ -84,6 +82,11 @@ SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, u
         return {other && w.lane == kManyLanes ? FaultKind::kMissingWait : FaultKind::kSharedRace,
                 where + verb + " without being synchronised with its write by " + who + " at " + line(write_pc_[word])};
       }
+    }
+    if (!write && ours && a.fenced != nullptr && Unfenced(a, w)) {
+      return {FaultKind::kMissingFence,
+              where + "read by the asynchronous proxy, and no fence.proxy.async came after its write at " +
+                  line(write_pc_[word])};
     }
     if (const int reader = UnorderedReader(a, word, mask); write && reader >= 0) {
       return {FaultKind::kSharedRace,

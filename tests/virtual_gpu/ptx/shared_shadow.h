@@ -28,6 +28,10 @@ class SharedShadow {
     uint32_t epoch = 0;  // stamp of this access: the agent's own clock
     uint32_t base = 0;   // stamps up to this are of earlier blocks
     uint32_t pc = 0;
+    // Of asynchronous reads: every write must be ordered before `order`, the own agent's too, and writes of threads
+    // must have been made visible to the asynchronous proxy by a fence. Null for the others.
+    const Clock* fenced = nullptr;          // by the issuing warp
+    const Clock* fenced_by_self = nullptr;  // per agent: its own clock at its last fence
   };
   struct Problem {
     FaultKind kind = FaultKind::kSharedRace;
@@ -42,9 +46,8 @@ class SharedShadow {
       const uint32_t mask = Mask(word, offset, bytes);
       const Write& w = writes_[word];
       if (in_flight_[word] != 0 || w.clock <= a.base || (w.initial & mask) != mask) return false;
-      if ((w.mask & mask) != 0) {
-        if (w.agent != a.agent ? w.clock > (*a.order)[w.agent] : w.clock == a.epoch && w.lane != a.lane) return false;
-      }
+      if ((w.mask & mask) != 0 && Unordered(a, w)) return false;
+      if (a.fenced != nullptr && Unfenced(a, w)) return false;
       uint32_t& read = reads_[a.agent][word];
       read = read >> 4 == a.epoch ? read | mask : a.epoch << 4 | mask;
     }
@@ -76,6 +79,14 @@ class SharedShadow {
     const uint32_t from = offset > begin ? offset - begin : 0;
     const uint32_t to = offset + bytes < begin + 4 ? offset + bytes - begin : 4;
     return ((1u << to) - 1) & ~((1u << from) - 1);
+  }
+  static bool Unordered(const Access& a, const Write& w) {
+    if (w.agent != a.agent || a.fenced != nullptr) return w.clock > (*a.order)[w.agent];
+    return w.clock == a.epoch && w.lane != a.lane;
+  }
+  // The last agent of each block writes asynchronously and needs no fence: it marks its own clock as fenced.
+  static bool Unfenced(const Access& a, const Write& w) {
+    return w.clock > (*a.fenced)[w.agent] && w.clock > (*a.fenced_by_self)[w.agent];
   }
   // The agent whose read of these bytes is not ordered before the access, or -1.
   int UnorderedReader(const Access& a, uint32_t word, uint32_t mask) const {

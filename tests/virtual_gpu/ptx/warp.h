@@ -29,6 +29,7 @@ struct Path {
   bool in_barrier = false;  // asleep in bar.sync: only the barrier wakes it
   bool yielded = false;     // the other paths of its warp go first
   uint64_t wakeups_seen = 0;
+  uint32_t waits_for = 0;         // of try_wait: the mbarrier's offset, for messages
   std::vector<uint32_t> returns;  // call stack
 };
 
@@ -47,10 +48,12 @@ struct Warp {
   uint32_t path_lanes = 0;  // all lanes at pc, guarded or not
   std::vector<Path> paths;
   Clock clock;
-  uint32_t proxy_fence = 0;  // own clock at the last fence.proxy.async
+  Clock fenced;                // what was ordered before this warp's last fence.proxy.async
+  uint64_t cluster_phase = 0;  // the phase of barrier.cluster it arrived in
   std::vector<uint32_t> lane_target;
   std::unique_ptr<AsyncCopies> copies;    // cp.async in flight
   std::unique_ptr<MatrixQueue> matrices;  // wgmma in flight
+  bool matrices_in_flight = false;        // then every instruction's registers are checked against theirs
 
   template <class T = uint32_t>
   const T* Read(int32_t slot) const {
@@ -95,8 +98,9 @@ struct Block {
   std::array<Barrier, 16> barriers;
   std::unique_ptr<SharedShadow> shadow;
   std::unique_ptr<MbarrierTable> mbarriers;
-  uint64_t wakeups = 0;  // counts changes that sleeping paths may wait for
-  uint64_t jumps = 0;    // taken branches
+  uint64_t wakeups = 0;      // counts changes that sleeping paths may wait for
+  uint32_t async_clock = 0;  // of the block's asynchronous copies
+  uint64_t jumps = 0;        // taken branches
 };
 
 struct BulkCopies;
@@ -105,8 +109,11 @@ struct Cluster {
   Dim3 shape, index{0, 0, 0};
   std::vector<std::unique_ptr<Block>> blocks;
   std::unique_ptr<BulkCopies> bulk;  // cp.async.bulk in flight
-  Barrier barrier;                   // barrier.cluster; counts warps of all blocks
+  std::vector<bool> arrived;         // at barrier.cluster, per agent
+  uint64_t phase = 0;                // completed phases of barrier.cluster
+  Clock arriving, completed;         // as of an mbarrier
   uint32_t agents = 0;
+  Clock fenced_by_self;  // per agent: its own clock at its last fence.proxy.async
 };
 
 // What all blocks of a launch that one thread runs share.
@@ -115,9 +122,10 @@ struct Execution {
   const Kernel* kernel = nullptr;
   const AddressSpace* memory = nullptr;
   AddressSpace::Snapshot ranges;
-  Range last_range;                // where the last global access was
-  uint32_t clock_base = 0;         // clocks of earlier blocks are at most this: their stamps mean "before this block"
-  std::vector<uint64_t> executed;  // per instruction
+  std::byte* parameters = nullptr;  // a copy of the launch's, aligned as tensor maps want it
+  Range last_range;                 // where the last global access was
+  uint32_t clock_base = 0;          // clocks of earlier blocks are at most this: their stamps mean "before this block"
+  std::vector<uint64_t> executed;   // per instruction
   Counters counters;
   std::optional<Fault> fault;
 };
