@@ -101,7 +101,7 @@ class Builder {
     }
     shared = Aligned(shared, dynamic_align);
     for (const Variable& variable : syntax_.variables) {
-      if (dynamic(variable)) PlaceShared(variable, &shared);
+      if (dynamic(variable) && names_.count(variable.name) != 0) PlaceShared(variable, &shared);
     }
     kernel_.info.static_shared_bytes = static_cast<uint32_t>(shared);
     kernel_.local_bytes = Aligned(local, 16);
@@ -195,6 +195,7 @@ class Builder {
     if (i.handler == nullptr) {
       i = blank;
       i.handler = &Unknown;
+      kernel_.info.unknown.push_back("line " + std::to_string(statement.line) + " `" + statement.text + "`");
     }
     kernel_.code.push_back(i);
   }

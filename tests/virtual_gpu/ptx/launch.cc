@@ -177,7 +177,8 @@ class Worker {
       const uint64_t raw = reinterpret_cast<uint64_t>(block->shared_storage.get());
       block->shared = block->shared_storage.get() + (kSharedBase - raw % kSharedBase) % kSharedBase;
       block->local.resize(launch.kernel->local_bytes * warps * kLanes);
-      if (launch.check_shared) block->shadow = std::make_unique<SharedShadow>(block->shared_bytes, cluster_.agents);
+      if (launch.check_shared)
+        block->shadow = std::make_unique<SharedShadow>(block->shared_bytes, cluster_.agents, warps + 1);
       block->mbarriers = std::make_unique<MbarrierTable>();
       block->warps.resize(warps);
       for (uint32_t i = 0; i < warps; ++i) {

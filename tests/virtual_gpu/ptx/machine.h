@@ -38,6 +38,7 @@ struct KernelInfo {
   uint32_t max_threads = 1024;       // .maxntid or .reqntid
   Dim3 required_cluster{0, 0, 0};    // .reqnctapercluster; zero when the launch decides
   size_t instructions = 0;
+  std::vector<std::string> unknown;  // "line 12 `text`" of every instruction that would fault when reached
 };
 
 class Kernel;

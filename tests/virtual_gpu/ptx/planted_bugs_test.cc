@@ -1,55 +1,13 @@
 // Each class of bug, planted in a kernel that is right without it: the twin passes, the bug is named.
-#include <gtest/gtest.h>
-
-#include "tests/virtual_gpu/ptx/ptx_runner.h"
+#include "tests/virtual_gpu/ptx/planted_bug.h"
 
 namespace tessera::vgpu {
 namespace {
 
-struct BugCase {
-  std::string name;
-  std::string right, wrong;  // bodies; one pointer to 4096 words, block of 128 threads
-  FaultKind kind;
-  std::string message;  // part of it
-};
-
-void PrintTo(const BugCase& test, std::ostream* out) {
-  *out << test.name;
-}
-
-class PlantedBugTest : public testing::TestWithParam<BugCase> {
- protected:
-  static RunResult Run(const std::string& body) {
-    Device device;
-    std::vector<uint32_t> words(4096);
-    for (size_t i = 0; i < words.size(); ++i) words[i] = static_cast<uint32_t>(i);
-    uint32_t* buffer = device.Buffer(words);
-    return device.Run(KernelText(body, 1), {buffer}, {}, {128, 1, 1}, 4096);
-  }
-};
+class PlantedBugTest : public testing::TestWithParam<BugCase> {};
 
 TEST_P(PlantedBugTest, IsFoundAndItsTwinPasses) {
-  const BugCase& test = GetParam();
-  const RunResult right = Run(test.right);
-  ASSERT_EQ(right.parse_error, "");
-  EXPECT_FALSE(right.fault.has_value()) << right.fault->message;
-  const RunResult wrong = Run(test.wrong);
-  ASSERT_EQ(wrong.parse_error, "");
-  ASSERT_TRUE(wrong.fault.has_value());
-  EXPECT_STREQ(Name(wrong.fault->kind), Name(test.kind)) << wrong.fault->message;
-  EXPECT_NE(wrong.fault->message.find(test.message), std::string::npos) << wrong.fault->message;
-}
-
-// Removes the first occurrence of a line.
-std::string Without(std::string body, const std::string& line) {
-  const size_t at = body.find(line);
-  if (at != std::string::npos) body.erase(at, line.size());
-  return body;
-}
-std::string With(std::string body, const std::string& from, const std::string& to) {
-  const size_t at = body.find(from);
-  if (at != std::string::npos) body.replace(at, from.size(), to);
-  return body;
+  ExpectFoundAndTwinPasses(GetParam());
 }
 
 // Thread t writes word t and reads word 127 - t.

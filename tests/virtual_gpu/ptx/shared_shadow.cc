@@ -6,8 +6,9 @@
 
 namespace tessera::vgpu {
 
-SharedShadow::SharedShadow(uint32_t bytes, uint32_t agents)
-    : writes_(bytes / 4 + 1),
+SharedShadow::SharedShadow(uint32_t bytes, uint32_t agents, uint32_t agents_per_block)
+    : agents_per_block_(agents_per_block),
+      writes_(bytes / 4 + 1),
       write_pc_(bytes / 4 + 1),
       in_flight_(bytes / 4 + 1),
       reads_(agents, std::vector<uint32_t>(bytes / 4 + 1)) {}
@@ -58,7 +59,6 @@ SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, u
     const Statement& source = *kernel.code[pc].source;
     return "line " + std::to_string(source.line) + " `" + source.text + "`";
   };
-  const uint32_t agents_per_block = static_cast<uint32_t>(reads_.size());
   for (uint32_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
     const uint32_t mask = Mask(word, offset, bytes);
     const Write& w = writes_[word];
@@ -75,11 +75,11 @@ SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, u
     if (ours && (w.mask & mask) != 0) {
       const bool other = w.agent != a.agent || a.fenced != nullptr;
       if (Unordered(a, w)) {
-        const std::string who = w.lane == kManyLanes
-                                    ? "an asynchronous copy or the whole warp of agent " + std::to_string(w.agent)
-                                : other ? "warp " + std::to_string(w.agent % agents_per_block)
+        const bool copy = w.agent % agents_per_block_ == agents_per_block_ - 1;
+        const std::string who = copy    ? "an asynchronous copy"
+                                : other ? "warp " + std::to_string(w.agent % agents_per_block_)
                                         : "lane " + std::to_string(w.lane) + " of the same warp";
-        return {other && w.lane == kManyLanes ? FaultKind::kMissingWait : FaultKind::kSharedRace,
+        return {copy ? FaultKind::kMissingWait : FaultKind::kSharedRace,
                 where + verb + " without being synchronised with its write by " + who + " at " + line(write_pc_[word])};
       }
     }
@@ -89,8 +89,8 @@ SharedShadow::Problem SharedShadow::Describe(const Access& a, uint32_t offset, u
                   line(write_pc_[word])};
     }
     if (const int reader = UnorderedReader(a, word, mask); write && reader >= 0) {
-      return {FaultKind::kSharedRace,
-              where + "written without being synchronised with its read by warp " + std::to_string(reader)};
+      return {FaultKind::kSharedRace, where + "written without being synchronised with its read by warp " +
+                                          std::to_string(reader % static_cast<int>(agents_per_block_))};
     }
   }
   return {FaultKind::kSharedRace, "shared address " + Hex(kSharedBase + offset)};

@@ -17,7 +17,8 @@ class SharedShadow {
  public:
   static constexpr int kManyLanes = 255;  // the whole warp, or an asynchronous copy
 
-  SharedShadow(uint32_t bytes, uint32_t agents);
+  // The last of each block's agents is its asynchronous copies, the others its warps.
+  SharedShadow(uint32_t bytes, uint32_t agents, uint32_t agents_per_block);
 
   // Offsets are from the start of the block's shared memory, within it. `order` is what the accessor has synchronised
   // with: its warp's clock, or the clock when an asynchronous operation was issued.
@@ -97,6 +98,7 @@ class SharedShadow {
     return -1;
   }
 
+  uint32_t agents_per_block_;
   std::vector<Write> writes_;
   std::vector<uint32_t> write_pc_;
   std::vector<uint8_t> in_flight_;            // copies
