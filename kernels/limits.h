@@ -8,6 +8,7 @@ namespace tessera {
 struct MachineLimits {
   double fp32_flops = 0;  // per second, multiply-adds in registers
   double bf16_flops = 0;  // dot products of bf16 pairs in registers; 0 where the processor has none
+  double tile_flops = 0;  // bf16 products of an AMX tile unit, with one tile load each; 0 where there is none
   double read_bytes = 0;  // per second, from a buffer beyond the last cache
 };
 

@@ -59,7 +59,10 @@ std::string ToJsonLine(const KernelSubject& subject, const Sample& sample, const
       {"revision", kRevision},
       {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
       {"limits",
-       {{"fp32_flops", limits.fp32_flops}, {"bf16_flops", limits.bf16_flops}, {"read_bytes", limits.read_bytes}}},
+       {{"fp32_flops", limits.fp32_flops},
+        {"bf16_flops", limits.bf16_flops},
+        {"tile_flops", limits.tile_flops},
+        {"read_bytes", limits.read_bytes}}},
       {"operation", subject.operation()},
       {"problem", subject.problem()},
       {"dtype", std::string(Name(subject.dtype()))},
@@ -87,6 +90,12 @@ bool Selected(const Flags& flags, const std::string& name, bool first) {
   return std::any_of(flags.kernels.begin(), flags.kernels.end(), asked);
 }
 
+// In the kernel's arithmetic. The AMX kernel's backward pass is that of AVX-512.
+double PeakOf(const std::string& kernel, const std::string& operation, const MachineLimits& limits) {
+  if (kernel.ends_with("amx") && operation == "forward") return limits.tile_flops;
+  return kernel.ends_with("bf16") || kernel.ends_with("amx") ? limits.bf16_flops : limits.fp32_flops;
+}
+
 // Runs what is selected by turns, so that other work on the machine disturbs all alike. An implementation that takes
 // seconds is repeated less often.
 StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags, const MachineLimits& limits,
@@ -109,7 +118,7 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags
     TESSERA_ASSIGN_OR_RETURN(sample.error, subject.Error(i, threads));
     sample.ok = sample.error < subject.tolerance();
     sample.memory_seconds = subject.bytes() / limits.read_bytes;
-    sample.arithmetic_seconds = subject.flops() / (names[i].ends_with("bf16") ? limits.bf16_flops : limits.fp32_flops);
+    sample.arithmetic_seconds = subject.flops() / PeakOf(names[i], subject.operation(), limits);
     samples.push_back(sample);
     implementations.push_back(i);
   }
@@ -147,9 +156,10 @@ StatusOr<bool> BenchKernel(const Flags& flags) {
       // Close in time to what they judge.
       const MachineLimits limits = MeasureLimits(threads, flags.read_mebibytes << 20);
       if (limits.read_bytes <= 0) return absl::ResourceExhaustedError("no memory to measure bandwidth with");
-      std::printf("%s, at most with %d threads: fp32 %.0f GFLOP/s, bf16 dot %.0f GFLOP/s, read %.1f GB/s\n",
-                  problem.ToString().c_str(), threads, limits.fp32_flops / 1e9, limits.bf16_flops / 1e9,
-                  limits.read_bytes / 1e9);
+      std::printf(
+          "%s, at most with %d threads: fp32 %.0f GFLOP/s, bf16 dot %.0f GFLOP/s, tiles %.0f GFLOP/s, read %.1f GB/s\n",
+          problem.ToString().c_str(), threads, limits.fp32_flops / 1e9, limits.bf16_flops / 1e9,
+          limits.tile_flops / 1e9, limits.read_bytes / 1e9);
       TESSERA_ASSIGN_OR_RETURN(const auto subject,
                                problem.operation == "decode" ? MakeDecodeSubject(problem) : MakeAttendSubject(problem));
       TESSERA_ASSIGN_OR_RETURN(const auto samples, Measure(*subject, flags, limits, threads, &refused));

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "collectives/communicator.h"
+#include "launcher/affinity.h"
 #include "launcher/host.h"
 #include "runtime/base/environment.h"
 #include "runtime/base/status.h"
@@ -16,6 +17,7 @@ struct Context {
   Environment environment;
   LaunchPlace place;
   Communicator* world = nullptr;  // null when the command runs on this process alone
+  double core_share = 0;          // cores of this rank among the ranks of its node, 0 when it runs alone
   int uniform_local_ranks = 0;    // ranks per node when it is the same on all nodes of the job, 0 otherwise
 
   // What plans for the first `ranks` ranks may assume, the same on every rank; 0 = unknown, or all on one node.
@@ -24,11 +26,12 @@ struct Context {
                ? uniform_local_ranks
                : 0;
   }
-  // What a flag says, or else the environment; threads also have a default: the cores of the node, shared with its
-  // other ranks unless the command runs on this process alone.
+  // What a flag says, or else the environment; threads also have a default: the cores that this process may use, shared
+  // with the other ranks of the node that may use them too, unless the command runs on this process alone.
   int Threads(int flag) const {
     if (flag > 0) return flag;
-    return environment.threads > 0 ? environment.threads : DefaultThreads(world == nullptr ? 1 : place.local_ranks);
+    if (environment.threads > 0) return environment.threads;
+    return world == nullptr ? UsableCores() : ThreadsOfShare(core_share);
   }
   std::string Kernel(const std::string& flag) const { return flag.empty() ? environment.kernel : flag; }
   bool root() const { return world == nullptr || world->rank() == 0; }

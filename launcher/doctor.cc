@@ -31,8 +31,10 @@ int PrintMachine(const Context& context) {
   std::printf("  memory     %s, %s available\n", FormatBytes(static_cast<double>(TotalMemoryBytes())).c_str(),
               FormatBytes(static_cast<double>(AvailableMemoryBytes())).c_str());
   std::printf("  ranks      %d, %d of them on this node, %d threads each by default\n", context.place.ranks,
-              context.place.local_ranks, DefaultThreads(context.place.local_ranks));
-  if (context.place.local_ranks > UsableCores()) {
+              context.place.local_ranks,
+              context.core_share > 0 ? ThreadsOfShare(context.core_share) : DefaultThreads(context.place.local_ranks));
+  // Ranks that are bound to cores of their own may be more than the cores of one.
+  if (context.core_share > 0 ? context.core_share < 1 - 1e-6 : context.place.local_ranks > UsableCores()) {
     ++findings;
     std::printf("  finding: %d ranks share %d cores. Source launcher/mpi-env.sh so that waiting ranks yield.\n",
                 context.place.local_ranks, UsableCores());

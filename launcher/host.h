@@ -20,7 +20,7 @@ int64_t ResidentBytes();  // of this process, now
 bool ResetPeakResident();
 int64_t PeakResidentBytes();
 
-// Cores divided by the ranks of this node, at least one.
+// Cores divided by the ranks of this node, at least one: a guess, where ranks cannot be asked (see affinity.h).
 int DefaultThreads(int local_ranks);
 
 // Above this rate a result was not computed: cores x 6 GHz x the widest matrix instructions there are per cycle.

@@ -9,6 +9,7 @@
 #include "collectives/agreement.h"
 #include "collectives/mpi/communicator.h"
 #include "collectives/mpi/session.h"
+#include "launcher/affinity.h"
 #include "launcher/build_info.h"
 #include "launcher/command.h"
 #include "launcher/exit_code.h"
@@ -103,6 +104,8 @@ StatusOr<bool> RunOnRanks(Communicator& world, const Parsed& parsed, Context& co
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> local,
                            AllGatherValue(world, context.place.local_ranks, "comparing nodes"));
   if (std::ranges::count(local, local[0]) == world.size()) context.uniform_local_ranks = local[0];
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<CoreSet> cores, AllGatherValue(world, UsableCoreSet(), "comparing cores"));
+  context.core_share = CoreShare(cores, world.rank());
   if (parsed.selection.needs_ranks) return parsed.selection.action(context);
   // A command for one process under mpirun: rank 0 runs it, the others learn how it went.
   context.world = nullptr;

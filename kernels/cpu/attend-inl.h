@@ -20,6 +20,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 // See TaskRunner.
 class FloatArithmetic {
  public:
+  static constexpr int kRows = kRowBlock;
+
   FloatArithmetic(const AttendArgs& args, const Arena& arena) : args_(args), arena_(arena) {}
 
   void LoadQuery(int pair, const void* row, float factor) {
@@ -35,7 +37,7 @@ class FloatArithmetic {
   }
 
   template <class Modify>
-  void Fold(const TileBlock& tile, float scale, const Modify* modify) {
+  void Fold(const TileBlock<kRows>& tile, float scale, const Modify* modify) {
     const int v_stride = arena_.layout.v_stride, count = tile.end;
     float* const scores = arena_.Scores();
     const float* const value = arena_.data + arena_.layout.value;
@@ -56,6 +58,8 @@ class FloatArithmetic {
       AddSeenValues(scores + r * kKeyBlock, tile.bits[r], value, v_stride, count, arena_.Output(tile.first_pair + r));
     }
   }
+
+  void Finish() {}
 
  private:
   float* QueryBlock(int block) const {

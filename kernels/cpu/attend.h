@@ -19,22 +19,23 @@ struct Task {
   int kv_head = 0;
 };
 
-// Offsets, in floats, of a task's working arrays in a thread's arena. `blocks` counts register tiles of kRowBlock
-// (row, head) pairs, numbered head by head.
+// Offsets, in floats, of a task's working arrays in a thread's arena. `blocks` counts tiles of `tile_rows` (row, head)
+// pairs, numbered head by head. What an array holds is for the arithmetic to say; these are those of fp32.
 struct ArenaLayout {
   static constexpr int kMaxLanes = 16;
+  static constexpr int kWholeTiles = 32;  // halves of a row of an AMX register
 
-  ArenaLayout(int64_t blocks, int qk_width, int v_width);
+  ArenaLayout(int64_t blocks, int tile_rows, int qk_width, int v_width);
 
   int v_stride;    // value width rounded up to whole vectors
-  size_t query;    // [blocks][qk_width][kRowBlock]
-  size_t output;   // [blocks][kRowBlock][v_stride], unnormalised
-  size_t sum;      // [blocks][kRowBlock][kMaxLanes], softmax denominators, one partial sum per lane
-  size_t max;      // [blocks][kRowBlock], reference scores
-  size_t seen;     // [blocks][kRowBlock], not 0 once the pair attended a key
+  size_t query;    // [blocks][qk_width][tile_rows]
+  size_t output;   // [blocks][tile_rows][v_stride], unnormalised
+  size_t sum;      // [blocks][tile_rows][kMaxLanes], softmax denominators, one partial sum per lane
+  size_t max;      // [blocks][tile_rows], reference scores
+  size_t seen;     // [blocks][tile_rows], not 0 once the pair attended a key
   size_t key;      // [qk_width][kKeyBlock], transposed
   size_t value;    // [kKeyBlock][v_stride]
-  size_t score;    // [kRowBlock][kKeyBlock]
+  size_t score;    // [3][tile_rows][kKeyBlock], of which fp32 needs the first
   size_t staging;  // [4][qk_width] key rows on their way to `key`
   size_t total;
 };
@@ -44,7 +45,9 @@ using AttendTask = void (*)(const AttendArgs& args, const Task& task, RowMask& m
 
 struct InstructionSet {
   int64_t highway_target = 0;
+  int tile_rows = kRowBlock;
   bool bfloat16_dot = false;    // needs HasBFloat16Dot() and takes bf16 only
+  bool amx = false;             // needs HasAmx() too
   AttendTask attend = nullptr;  // null, as is `attend_backward`, when it is not compiled in
   AttendBackwardTask attend_backward = nullptr;
 };
@@ -54,5 +57,12 @@ std::span<const InstructionSet> InstructionSets();
 
 // AVX-512 with bf16 dot products; null pointers where not compiled in.
 const InstructionSet& BFloat16InstructionSet();
+// AMX beside it; backward is that of AVX-512.
+const InstructionSet& AmxInstructionSet();
+// Whether this processor has AMX for bf16 and the system lets this process use it. Asks the system for that.
+bool HasAmx();
+// Flops of `steps` steps of four tile products, each with one tile load from the first-level cache; only where
+// HasAmx().
+double AmxDotPeak(int64_t steps, float* sink);
 
 }  // namespace tessera::cpu

@@ -27,24 +27,47 @@
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512bf16")
 namespace tessera::cpu::HWY_NAMESPACE::bfloat16 {
 
+// A query row of `width` halves times `factor`, -1, 0 or 1, as `stride` pairs; null is a row of zeros.
+HWY_INLINE void CopyQuery(const void* row, int width, float factor, int stride, uint32_t* to) {
+  auto* const halves = reinterpret_cast<uint16_t*>(to);
+  const int copied = row != nullptr ? width : 0;
+  if (copied > 0) std::memcpy(halves, row, static_cast<size_t>(width) * 2);
+  std::memset(halves + copied, 0, static_cast<size_t>(2 * stride - copied) * 2);
+  if (factor == 1.0f) return;
+  for (int i = 0; i < copied; ++i) halves[i] = BFloat16FromFloat(factor * FloatFromBFloat16(halves[i]));
+}
+
+// The reference score of the exponentials, in base 2. It need not be `max` to the last bit: weights of all keys have it
+// alike, and the LSE knows no more than its rounding. Finite for kNoMax too.
+HWY_INLINE float InBase2(float max) {
+  return std::max(max * kLog2E, kNoMax);
+}
+
+// Lanes whose score, times `scale`, passes the reference score by more than its slack.
+HWY_INLINE __mmask16 Above(const Arena& arena, int pair, __m512 largest, __m512 scale) {
+  const __m512 above = _mm512_fmsub_ps(largest, scale, _mm512_set1_ps(*arena.Max(pair)));
+  return _mm512_cmp_ps_mask(above, _mm512_set1_ps(kMaxSlack), _CMP_GT_OQ);
+}
+
+// Makes the largest lane, times `scale`, the reference score.
+inline HWY_NOINLINE void Raise(const Arena& arena, int pair, __m512 largest, float scale) {
+  const float raised = _mm512_reduce_max_ps(largest) * scale;
+  float* const max = arena.Max(pair);
+  Rescale(std::exp2(InBase2(*max) - InBase2(raised)), arena.layout.v_stride, arena.Sum(pair), arena.Output(pair));
+  *max = raised;
+}
+
 // See TaskRunner. Queries, keys and values take the places that ArenaLayout has for them, as pairs:
 //   query [pairs][PairsOf(qk_width)], key [PairsOf(qk_width)][kKeyBlock], value [kPairs][v_stride].
 class PairArithmetic {
  public:
+  static constexpr int kRows = kRowBlock;
+
   PairArithmetic(const AttendArgs& args, const Arena& arena)
       : args_(args), arena_(arena), depth_(PairsOf(args.query.width)) {}
 
   void LoadQuery(int pair, const void* row, float factor) {
-    auto* const query = reinterpret_cast<uint16_t*>(Query(pair));
-    const int width = args_.query.width;
-    query[2 * depth_ - 1] = 0;  // where an odd width has no partner
-    if (row == nullptr) {
-      std::memset(query, 0, static_cast<size_t>(width) * 2);
-    } else {
-      std::memcpy(query, row, static_cast<size_t>(width) * 2);
-    }
-    if (factor == 1.0f) return;
-    for (int i = 0; i < width; ++i) query[i] = BFloat16FromFloat(factor * FloatFromBFloat16(query[i]));
+    CopyQuery(row, args_.query.width, factor, depth_, Query(pair));
   }
 
   void LoadBlock(int64_t row, int count, int kv_head) {
@@ -55,7 +78,7 @@ class PairArithmetic {
   }
 
   template <class Modify>
-  void Fold(const TileBlock& tile, float scale, const Modify* modify) {
+  void Fold(const TileBlock<kRows>& tile, float scale, const Modify* modify) {
     const int begin = modify != nullptr ? 0 : tile.begin / kLanes;
     const int vectors = (tile.end + kLanes - 1) / kLanes - begin;
     float* const scores = arena_.Scores() + begin * kLanes;
@@ -85,6 +108,8 @@ class PairArithmetic {
     }
   }
 
+  void Finish() {}
+
  private:
   uint32_t* At(size_t offset) const { return reinterpret_cast<uint32_t*>(arena_.data + offset); }
   uint32_t* Query(int pair) const { return At(arena_.layout.query) + static_cast<size_t>(pair) * depth_; }
@@ -94,22 +119,20 @@ class PairArithmetic {
   template <int kVectors>
   HWY_INLINE void Softmax(float* scores, float scale, int first_pair) {
     const __m512 factor = _mm512_set1_ps(scale);
-    __mmask16 raised[kRowBlock];
+    __m512 largest[kRowBlock];
     __mmask16 any = 0;
 #pragma GCC unroll 6
     for (int r = 0; r < kRowBlock; ++r) {
-      __m512 largest = _mm512_load_ps(scores + r * kKeyBlock);
+      largest[r] = _mm512_load_ps(scores + r * kKeyBlock);
 #pragma GCC unroll 4
       for (int c = 1; c < kVectors; ++c) {
-        largest = _mm512_max_ps(largest, _mm512_load_ps(scores + r * kKeyBlock + c * kLanes));
+        largest[r] = _mm512_max_ps(largest[r], _mm512_load_ps(scores + r * kKeyBlock + c * kLanes));
       }
-      const __m512 above = _mm512_fmsub_ps(largest, factor, _mm512_set1_ps(*arena_.Max(first_pair + r)));
-      raised[r] = _mm512_cmp_ps_mask(above, _mm512_set1_ps(kMaxSlack), _CMP_GT_OQ);
-      any |= raised[r];
+      any |= Above(arena_, first_pair + r, largest[r], factor);
     }
     if (HWY_UNLIKELY(any != 0)) {
       for (int r = 0; r < kRowBlock; ++r) {
-        if (raised[r] != 0) Raise<kVectors>(scores + r * kKeyBlock, scale, first_pair + r);
+        if (Above(arena_, first_pair + r, largest[r], factor) != 0) Raise(arena_, first_pair + r, largest[r], scale);
       }
     }
     const __m512 factor2 = _mm512_set1_ps(scale * kLog2E);
@@ -134,29 +157,13 @@ class PairArithmetic {
     }
   }
 
-  // The reference score of the exponentials. It need not be *max to the last bit: weights of all keys have it alike,
-  // and the LSE knows no more than its rounding. Finite for kNoMax too.
-  static HWY_INLINE float InBase2(float max) {
-    return std::max(max * kLog2E, kNoMax);
-  }
-
-  template <int kVectors>
-  HWY_NOINLINE void Raise(const float* row, float scale, int pair) const {
-    __m512 largest = _mm512_load_ps(row);
-    for (int c = 1; c < kVectors; ++c) largest = _mm512_max_ps(largest, _mm512_load_ps(row + c * kLanes));
-    const float raised = _mm512_reduce_max_ps(largest) * scale;
-    float* const max = arena_.Max(pair);
-    Rescale(std::exp2(InBase2(*max) - InBase2(raised)), arena_.layout.v_stride, arena_.Sum(pair), arena_.Output(pair));
-    *max = raised;
-  }
-
   const AttendArgs& args_;
   const Arena arena_;
   const int depth_;
   bool finite_ = true;
 };
 
-void RunTask(const AttendArgs& args, const Task& task, RowMask& mask, float* arena) {
+inline void RunTask(const AttendArgs& args, const Task& task, RowMask& mask, float* arena) {
   TaskRunner<PairArithmetic>(args, task, mask, arena).Run();
 }
 

@@ -15,7 +15,8 @@ namespace tessera::cpu {
 
 const InstructionSet& BFloat16InstructionSet() {
 #if HWY_TARGETS & HWY_AVX3
-  static constexpr InstructionSet set{HWY_AVX3, true, N_AVX3::bfloat16::RunTask, N_AVX3::bfloat16::RunBackwardTask};
+  static constexpr InstructionSet set{
+      HWY_AVX3, kRowBlock, true, false, N_AVX3::bfloat16::RunTask, N_AVX3::bfloat16::RunBackwardTask};
 #else
   static constexpr InstructionSet set;
 #endif

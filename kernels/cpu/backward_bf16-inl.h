@@ -187,7 +187,7 @@ class PairBackward {
   bool keys_finite_ = true;
 };
 
-void RunBackwardTask(const AttendBackwardArgs& args, const BackwardTask& task, RowMask& mask, float* arena) {
+inline void RunBackwardTask(const AttendBackwardArgs& args, const BackwardTask& task, RowMask& mask, float* arena) {
   BackwardRunner<PairBackward>(args, task, mask, arena).Run();
 }
 

@@ -13,6 +13,7 @@
 #include <memory>
 #include <new>
 
+#include "kernels/cpu/attend.h"
 #include "kernels/cpu/decode.h"
 
 namespace tessera {
@@ -70,6 +71,14 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
     limits.bf16_flops = BestRate(threads, kArithmeticRuns, [](int) {
       float sink = 0;
       const double flops = cpu::BFloat16DotPeak(kSteps, &sink);
+      volatile float keep = sink;
+      return keep == keep ? flops : 0.0;
+    });
+  }
+  if (cpu::HasAmx()) {
+    limits.tile_flops = BestRate(threads, kArithmeticRuns, [](int) {
+      float sink = 0;
+      const double flops = cpu::AmxDotPeak(kSteps / 8, &sink);
       volatile float keep = sink;
       return keep == keep ? flops : 0.0;
     });

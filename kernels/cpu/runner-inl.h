@@ -33,24 +33,29 @@ struct Arena {
   float* Scores() const { return data + layout.score; }
 };
 
-// What one register tile meets in the packed block: its row r attends key j when bit j of bits[r] is set.
+// What one tile of rows meets in the packed block: its row r attends key j when bit j of bits[r] is set.
+template <int kRows>
 struct TileBlock {
   int first_pair = 0;
-  uint64_t bits[kRowBlock];
+  uint64_t bits[kRows];
   bool partial = false;  // some bit is clear
   int begin = 0;         // keys outside [begin, end) are hidden from all rows
   int end = 0;
 };
 
 // `Arithmetic` says how queries, keys and values are packed and multiplied:
+//   static constexpr int kRows;  // of a tile
 //   Arithmetic(const AttendArgs& args, const Arena& arena);
 //   void LoadQuery(int pair, const void* row, float factor);  // factor is -1, 0 or 1; null is a row of zeros
 //   void LoadBlock(int64_t row, int count, int kv_head);      // packs keys and values [row, row + count)
 //   // Folds the packed block into the accumulators of one tile. `modify` is called on the raw products, unless it is
 //   // null; `scale` > 0 is what remains to be multiplied.
-//   void Fold(const TileBlock& tile, float scale, const Modify* modify);
+//   void Fold(const TileBlock<kRows>& tile, float scale, const Modify* modify);
+//   void Finish();  // all folding is done when this returns
 template <class Arithmetic>
 class TaskRunner {
+  static constexpr int kRows = Arithmetic::kRows;
+
  public:
   TaskRunner(const AttendArgs& args, const Task& task, RowMask& mask, float* arena)
       : args_(args),
@@ -58,8 +63,8 @@ class TaskRunner {
         mask_(mask),
         rows_(static_cast<int>(task.rows.size())),
         pairs_(rows_ * task.heads.size()),
-        blocks_((pairs_ + kRowBlock - 1) / kRowBlock),
-        arena_{ArenaLayout(blocks_, args.query.width, args.value.width), arena},
+        blocks_((pairs_ + kRows - 1) / kRows),
+        arena_{ArenaLayout(blocks_, kRows, args.query.width, args.value.width), arena},
         arithmetic_(args, arena_) {
     const ScoreArgs& score = args.score;
     modified_ = score.soft_cap > 0.0f || !score.alibi_slopes.empty();
@@ -81,6 +86,7 @@ class TaskRunner {
         }
       }
     }
+    arithmetic_.Finish();
     StoreRows();
   }
 
@@ -91,7 +97,7 @@ class TaskRunner {
   // Queries, and the partial (O, LSE) as accumulators: reference score LSE, denominator 1, output O. Pairs that fill up
   // the last tile attend with zeros and are not stored.
   void LoadRows() {
-    for (int pair = 0; pair < blocks_ * kRowBlock; ++pair) {
+    for (int pair = 0; pair < blocks_ * kRows; ++pair) {
       const bool real = pair < pairs_;
       arithmetic_.LoadQuery(pair, real ? args_.query.At(RowOf(pair), HeadOf(pair)) : nullptr, query_factor_);
       const float lse = real ? *static_cast<const float*>(args_.lse.At(RowOf(pair), HeadOf(pair)))
@@ -125,19 +131,19 @@ class TaskRunner {
     const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, keys.keys.count - first_key));
     arithmetic_.LoadBlock(keys.first_row + first_key, count, task_.kv_head);
     int row_index = 0;
-    TileBlock tile;
+    TileBlock<kRows> tile;
     for (int block = 0; block < blocks_; ++block) {
       uint64_t any = 0, all = ~uint64_t{0};
-      for (int r = 0; r < kRowBlock; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         tile.bits[r] = 0;
-        if (block * kRowBlock + r >= pairs_) continue;
+        if (block * kRows + r >= pairs_) continue;
         tile.bits[r] = mask_.BlockBits(row_index, first_key);
         any |= tile.bits[r];
         all &= tile.bits[r];
         if (++row_index == rows_) row_index = 0;
       }
       if (any == 0) continue;
-      tile.first_pair = block * kRowBlock;
+      tile.first_pair = block * kRows;
       tile.partial = all != ~uint64_t{0};
       tile.begin = std::countr_zero(any);
       tile.end = 64 - std::countl_zero(any);
@@ -145,8 +151,8 @@ class TaskRunner {
     }
   }
 
-  void FoldTile(const TileBlock& tile, const Segment& keys, int64_t first_key) {
-    for (int r = 0; r < kRowBlock; ++r) {
+  void FoldTile(const TileBlock<kRows>& tile, const Segment& keys, int64_t first_key) {
+    for (int r = 0; r < kRows; ++r) {
       if (tile.bits[r] != 0) *arena_.Seen(tile.first_pair + r) = 1.0f;
     }
     const auto modify = [&] { ModifyTile(tile.first_pair, tile.end, keys, first_key); };
@@ -155,7 +161,7 @@ class TaskRunner {
 
   void ModifyTile(int first_pair, int count, const Segment& keys, int64_t first_key) {
     const ScoreArgs& score = args_.score;
-    for (int r = 0; r < kRowBlock && first_pair + r < pairs_; ++r) {
+    for (int r = 0; r < kRows && first_pair + r < pairs_; ++r) {
       const int pair = first_pair + r;
       const int64_t query_token = task_.group->queries.token(task_.rows.begin + pair % rows_);
       ModifyScores(arena_.Scores() + r * kKeyBlock, count, scale_, score.soft_cap,
@@ -170,7 +176,7 @@ class TaskRunner {
   RowMask& mask_;
   const int rows_;    // query rows of the task
   const int pairs_;   // (row, head) pairs: pair p is row p % rows_ of head p / rows_
-  const int blocks_;  // register tiles
+  const int blocks_;  // tiles
   const Arena arena_;
   Arithmetic arithmetic_;
   bool modified_;       // scores need more than a scale

@@ -92,6 +92,23 @@ TEST_P(Attention, SoftCapOfSmallAndLargeScores) {
   }
 }
 
+// Among numbers of ordinary size denormals weigh nothing, whether they are read as such or as zeros (which the products
+// of bf16 do).
+TEST_P(Attention, Denormals) {
+  Random random("denormals");
+  Problem problem = MakeProblem({Served(DType::kFloat32), 12, 150, 1, 1, 48, 40}, random);
+  problem.bands = {{{0, 12}, {0, 150}, -kUnboundedDiagonal, 140}};
+  for (int64_t row = 0; row < 150; row += 2) {
+    for (int i = 0; i < 48; ++i) problem.key.Set(row, 0, i, 1e-39f * random.Normal());
+    for (int i = 0; i < 40; ++i) problem.value.Set(row, 0, i, 1e-39f * random.Normal());
+  }
+  ExpectKernelAccurate(problem);
+  // Nothing but denormals: no more than themselves may be lost.
+  problem.value.FillNormal(random, 1e-39f);
+  const Result exact = Oracle(problem), result = Compute(kernel(), problem);
+  for (size_t i = 0; i < exact.output.size(); ++i) EXPECT_NEAR(result.output[i], exact.output[i], 0x1p-126);
+}
+
 TEST_P(Attention, NoKeysNoBandsNoRows) {
   Random random("nothing");
   Problem no_keys = MakeProblem({Served(DType::kFloat16), 5, 0, 2, 1, 8, 8}, random);
@@ -108,7 +125,7 @@ TEST_P(Attention, NoKeysNoBandsNoRows) {
   EXPECT_TRUE(Compute(kernel(), no_rows).output.empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Attention, ::testing::ValuesIn(PresentKernels()), TestName);
+INSTANTIATE_TEST_SUITE_P(Present, Attention, ::testing::ValuesIn(TestedKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

@@ -96,7 +96,7 @@ TEST_P(Poison, KeysThatAllScoreMinusInfinityGiveTheIdentity) {
   for (double lse : result.lse) EXPECT_EQ(lse, -INFINITY);
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Poison, ::testing::ValuesIn(PresentKernels()), TestName);
+INSTANTIATE_TEST_SUITE_P(Present, Poison, ::testing::ValuesIn(TestedKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

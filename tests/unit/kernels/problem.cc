@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/reference/reference.h"
+#include "tests/unit/kernels/amx_software.h"
 
 namespace tessera::testing {
 namespace {
@@ -308,6 +309,12 @@ std::vector<const AttentionKernel*> PresentKernels() {
     if (Serves(*kernel, DType::kBFloat16)) present.push_back(kernel);
   }
   return present;
+}
+
+std::vector<const AttentionKernel*> TestedKernels() {
+  std::vector<const AttentionKernel*> tested = PresentKernels();
+  if (const AttentionKernel* software = SoftwareAmxKernel(); software != nullptr) tested.push_back(software);
+  return tested;
 }
 
 }  // namespace tessera::testing

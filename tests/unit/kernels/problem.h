@@ -128,5 +128,7 @@ inline bool RoundsWeights(const AttentionKernel& kernel) {
 }
 // The implementations that serve this machine: all of them serve bf16, some nothing else.
 std::vector<const AttentionKernel*> PresentKernels();
+// And what no registry has: the AMX kernel on a tile unit in software.
+std::vector<const AttentionKernel*> TestedKernels();
 
 }  // namespace tessera::testing

@@ -154,7 +154,7 @@ TEST_P(Tiles, RowsThatSeeNothingKeepTheirPartialBitForBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, Tiles, ::testing::ValuesIn(PresentKernels()), TestName);
+INSTANTIATE_TEST_SUITE_P(Present, Tiles, ::testing::ValuesIn(TestedKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing
