@@ -9,6 +9,7 @@
 
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
+#include "runtime/device/buffer.h"
 
 namespace tessera::launcher {
 
@@ -58,7 +59,8 @@ StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& 
 
 // `count` elements, uniform in [-2, 2): any data but zeros and denormals will do, real data costs more power than
 // those.
-std::vector<std::byte> RandomElements(DType dtype, size_t count, uint64_t seed);
+// In memory as plans and caches have it.
+StatusOr<HostBuffer> RandomElements(DType dtype, size_t count, uint64_t seed);
 
 // Root mean square of the difference over that of `exact`.
 double RelativeDifference(const std::vector<float>& values, const std::vector<float>& exact);

@@ -13,20 +13,27 @@ namespace {
 class AttendSubject final : public KernelSubject {
  public:
   AttendSubject(const KernelProblem& problem, Mask mask)
-      : problem_(problem), mask_(std::move(mask)), backward_(problem.operation == "backward") {
-    const auto elements = [&](int heads, int width) { return static_cast<size_t>(problem.tokens) * heads * width; };
-    query_ = RandomElements(problem.dtype, elements(problem.heads, problem.qk_width), 1);
-    key_ = RandomElements(problem.dtype, elements(problem.kv_heads, problem.qk_width), 2);
-    value_ = RandomElements(problem.dtype, elements(problem.kv_heads, problem.v_width), 3);
-    output_.resize(elements(problem.heads, problem.v_width));
-    lse_.resize(elements(problem.heads, 1));
-    if (!backward_) return;
-    output_gradient_ = RandomElements(problem.dtype, elements(problem.heads, problem.v_width), 4);
-    rounded_output_.resize(output_gradient_.size());
+      : problem_(problem), mask_(std::move(mask)), backward_(problem.operation == "backward") {}
+
+  Status Fill() {
+    const auto elements = [&](int heads, int width) { return static_cast<size_t>(problem_.tokens) * heads * width; };
+    const size_t queries = elements(problem_.heads, problem_.qk_width);
+    const size_t keys = elements(problem_.kv_heads, problem_.qk_width);
+    const size_t values = elements(problem_.kv_heads, problem_.v_width);
+    const size_t outputs = elements(problem_.heads, problem_.v_width);
+    TESSERA_ASSIGN_OR_RETURN(query_, RandomElements(problem_.dtype, queries, 1));
+    TESSERA_ASSIGN_OR_RETURN(key_, RandomElements(problem_.dtype, keys, 2));
+    TESSERA_ASSIGN_OR_RETURN(value_, RandomElements(problem_.dtype, values, 3));
+    output_.resize(outputs);
+    lse_.resize(elements(problem_.heads, 1));
+    if (!backward_) return absl::OkStatus();
+    TESSERA_ASSIGN_OR_RETURN(output_gradient_, RandomElements(problem_.dtype, outputs, 4));
+    rounded_output_.resize(outputs * SizeInBytes(problem_.dtype));
     delta_.resize(lse_.size());
-    query_gradient_.resize(elements(problem.heads, problem.qk_width));
-    key_gradient_.resize(elements(problem.kv_heads, problem.qk_width));
-    value_gradient_.resize(elements(problem.kv_heads, problem.v_width));
+    query_gradient_.resize(queries);
+    key_gradient_.resize(keys);
+    value_gradient_.resize(values);
+    return absl::OkStatus();
   }
 
   std::string operation() const override { return problem_.operation; }
@@ -40,8 +47,7 @@ class AttendSubject final : public KernelSubject {
     return 2.0 * mask_.Area() * problem_.heads * widths;
   }
   double bytes() const override {
-    const size_t rows = query_.size() + key_.size() + value_.size() + output_gradient_.size();
-    return static_cast<double>(rows);
+    return static_cast<double>(query_.bytes() + key_.bytes() + value_.bytes() + output_gradient_.bytes());
   }
   double tolerance() const override {
     if (problem_.dtype == DType::kFloat32) return 1e-5;
@@ -169,7 +175,8 @@ class AttendSubject final : public KernelSubject {
   const KernelProblem problem_;
   const Mask mask_;
   const bool backward_;
-  std::vector<std::byte> query_, key_, value_, output_gradient_, rounded_output_;
+  HostBuffer query_, key_, value_, output_gradient_;
+  std::vector<std::byte> rounded_output_;
   std::vector<float> output_, lse_, delta_, query_gradient_, key_gradient_, value_gradient_;
   int64_t saved_tokens_ = 0;  // that lse_ and delta_ belong to
 };
@@ -178,7 +185,9 @@ class AttendSubject final : public KernelSubject {
 
 StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem) {
   TESSERA_ASSIGN_OR_RETURN(Mask mask, ParseMask(problem.mask, problem.tokens, problem.tokens));
-  return std::unique_ptr<KernelSubject>(std::make_unique<AttendSubject>(problem, std::move(mask)));
+  auto subject = std::make_unique<AttendSubject>(problem, std::move(mask));
+  TESSERA_RETURN_IF_ERROR(subject->Fill());
+  return std::unique_ptr<KernelSubject>(std::move(subject));
 }
 
 }  // namespace tessera::launcher

@@ -15,10 +15,7 @@ class DecodeSubject final : public KernelSubject {
     const auto element = static_cast<int64_t>(SizeInBytes(problem.dtype));
     key_bytes_ = problem.qk_width * element;
     value_bytes_ = problem.latent ? 0 : problem.v_width * element;
-    const int64_t pages = (problem.tokens + problem.page_tokens - 1) / problem.page_tokens;
-    const int64_t page_bytes = problem.page_tokens * problem.kv_heads * (key_bytes_ + value_bytes_);
-    cache_ = RandomElements(problem.dtype, static_cast<size_t>(pages * page_bytes / element), 1);
-    query_ = RandomElements(problem.dtype, static_cast<size_t>(problem.heads) * problem.qk_width, 2);
+    const int64_t pages = Pages();
     pages_.resize(pages);
     for (int64_t i = 0; i < pages; ++i) pages_[i] = static_cast<int32_t>(i);
     uint64_t state = 1;
@@ -28,6 +25,15 @@ class DecodeSubject final : public KernelSubject {
     }
     output_.resize(static_cast<size_t>(problem.heads) * problem.v_width);
     lse_.resize(problem.heads);
+  }
+
+  Status Fill() {
+    const int64_t page_elements = problem_.page_tokens * problem_.kv_heads * (key_bytes_ + value_bytes_) /
+                                  static_cast<int64_t>(SizeInBytes(problem_.dtype));
+    TESSERA_ASSIGN_OR_RETURN(cache_, RandomElements(problem_.dtype, static_cast<size_t>(Pages() * page_elements), 1));
+    TESSERA_ASSIGN_OR_RETURN(
+        query_, RandomElements(problem_.dtype, static_cast<size_t>(problem_.heads) * problem_.qk_width, 2));
+    return absl::OkStatus();
   }
 
   std::string operation() const override { return problem_.operation; }
@@ -63,6 +69,8 @@ class DecodeSubject final : public KernelSubject {
   }
 
  private:
+  int64_t Pages() const { return (problem_.tokens + problem_.page_tokens - 1) / problem_.page_tokens; }
+
   // Over the first `keys` keys.
   Status Decode(const DecodeKernel& kernel, int64_t keys, int threads) {
     const Range visible[] = {{0, keys}};
@@ -93,7 +101,7 @@ class DecodeSubject final : public KernelSubject {
 
   const KernelProblem problem_;
   int64_t key_bytes_, value_bytes_;
-  std::vector<std::byte> cache_, query_;
+  HostBuffer cache_, query_;
   std::vector<int32_t> pages_;
   std::vector<float> output_, lse_;
 };
@@ -101,7 +109,9 @@ class DecodeSubject final : public KernelSubject {
 }  // namespace
 
 StatusOr<std::unique_ptr<KernelSubject>> MakeDecodeSubject(const KernelProblem& problem) {
-  return std::unique_ptr<KernelSubject>(std::make_unique<DecodeSubject>(problem));
+  auto subject = std::make_unique<DecodeSubject>(problem);
+  TESSERA_RETURN_IF_ERROR(subject->Fill());
+  return std::unique_ptr<KernelSubject>(std::move(subject));
 }
 
 }  // namespace tessera::launcher

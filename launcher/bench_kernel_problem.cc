@@ -68,8 +68,9 @@ StatusOr<KernelProblem> ParseKernelProblem(const std::string& text, DType dtype,
   return problem;
 }
 
-std::vector<std::byte> RandomElements(DType dtype, size_t count, uint64_t seed) {
-  std::vector<std::byte> elements(count * SizeInBytes(dtype));
+StatusOr<HostBuffer> RandomElements(DType dtype, size_t count, uint64_t seed) {
+  TESSERA_ASSIGN_OR_RETURN(HostBuffer elements,
+                           HostBuffer::Allocate(static_cast<int64_t>(count * SizeInBytes(dtype)), "a random tensor"));
   uint64_t state = seed;
   for (size_t i = 0; i < count; ++i) {
     state = state * 6364136223846793005u + 1442695040888963407u;

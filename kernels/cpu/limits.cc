@@ -8,10 +8,12 @@
 #include "kernels/cpu/limits-inl.h"
 
 #if HWY_ONCE
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
-#include <new>
 
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/decode.h"
@@ -85,8 +87,13 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
   }
   const int64_t share = buffer_bytes / threads / 1024 * 1024;
   if (share == 0) return limits;
-  const std::unique_ptr<std::byte[]> buffer(new (std::nothrow) std::byte[share * threads]);
+  // On huge pages, as caches are.
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t bytes = (static_cast<size_t>(share) * threads + kHugePage - 1) / kHugePage * kHugePage;
+  const std::unique_ptr<std::byte, decltype(&std::free)> buffer(
+      static_cast<std::byte*>(std::aligned_alloc(kHugePage, bytes)), &std::free);
   if (buffer == nullptr) return limits;
+  (void)madvise(buffer.get(), bytes, MADV_HUGEPAGE);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer.get() + thread * share, share, std::byte{1});
   limits.read_bytes = BestRate(threads, kReadRuns, [&](int thread) {

@@ -46,8 +46,8 @@ TEST(CoreShare, IsLessThanACoreWhereRanksOutnumberCores) {
 }
 
 TEST(CoreShare, IsAtLeastOneThread) {
-  EXPECT_EQ(ThreadsOfShare(CoreShare(std::vector<CoreSet>(5, Cores(1, 0, 2))), 4), 1);
-  EXPECT_EQ(ThreadsOfShare(CoreShare(std::vector<CoreSet>(1)), 0), 1) << "where the system does not tell";
+  EXPECT_EQ(ThreadsOfShare(CoreShare(std::vector<CoreSet>(5, Cores(1, 0, 2)), 4)), 1);
+  EXPECT_EQ(ThreadsOfShare(CoreShare(std::vector<CoreSet>(1), 0)), 1) << "where the system does not tell";
 }
 
 TEST(CoreShare, OfThisProcessAloneIsWhatItMayUse) {
