@@ -18,7 +18,7 @@ void AsyncCopies::Deliver(Warp& warp, const Done& done) {
     std::memset(copy.to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
     if (shadow == nullptr) continue;
     shadow->End(copy.offset, copy.bytes);
-    shadow->Written(SharedShadow::Of(warp, copy.lane), copy.offset, copy.bytes, true);
+    shadow->Stamp(SharedShadow::Of(warp, copy.lane), copy.offset, copy.bytes);
   }
   copies_.resize(left);
 }

@@ -204,9 +204,11 @@ bool Binder::BindAddress(const Operand& operand, int slot) {
 }
 
 int32_t* Binder::More(size_t count) {
-  builder_.kernel.operand_lists.push_back(std::make_unique<int32_t[]>(count));
-  out_.more = builder_.kernel.operand_lists.back().get();
-  return builder_.kernel.operand_lists.back().get();
+  auto& lists = builder_.kernel.operand_lists;
+  lists.emplace_back(std::make_unique<int32_t[]>(count), count);
+  std::fill_n(lists.back().first.get(), count, Instruction::kNoSlot);
+  out_.more = lists.back().first.get();
+  return lists.back().first.get();
 }
 
 }  // namespace tessera::vgpu

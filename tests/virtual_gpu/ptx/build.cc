@@ -3,6 +3,7 @@
 #include <set>
 
 #include "tests/virtual_gpu/ptx/binder.h"
+#include "tests/virtual_gpu/ptx/registers.h"
 #include "tests/virtual_gpu/ptx/text.h"
 
 namespace tessera::vgpu {
@@ -47,6 +48,7 @@ class Builder {
       }
     }
     kernel_.info.instructions = kernel_.code.size();
+    PackRegisters(&kernel_, registers_);
   }
 
  private:
@@ -132,7 +134,6 @@ class Builder {
     }
     for (const Variable& v : function.results) {
       place(v, &layout.results, &layout.result_bytes);
-      // "func_retval0" names the result in every function: the body finds its own.
     }
     for (const Variable& v : function.variables) {
       if (v.space == Variable::kParam) place(v, nullptr, nullptr);
@@ -142,10 +143,18 @@ class Builder {
   void BindFunction(const Function& function) {
     std::vector<int32_t> slots;
     slots.reserve(function.registers.size());
-    for (const Register& r : function.registers) slots.push_back(builder_.NewSlots(r.bits));
+    for (const Register& r : function.registers) {
+      slots.push_back(builder_.NewSlots(r.bits));
+      registers_.push_back({slots.back(), r.bits <= 32 ? 1 : r.bits / 32, r.bits == 1});
+    }
     const KernelBuilder::CallLayout& layout = builder_.calls[function.name];
+    // Every .func calls its result func_retval0: in its own body a name is its own.
     for (size_t r = 0; r < function.results.size(); ++r) {
       builder_.symbols[function.results[r].name] = {Variable::kParam, 0, layout.results[r], layout.result_bytes[r]};
+    }
+    for (size_t p = 0; p < layout.parameters.size(); ++p) {
+      builder_.symbols[function.parameters[p].name] = {Variable::kParam, 0, layout.parameters[p],
+                                                       layout.parameter_bytes[p]};
     }
     const int32_t base = static_cast<int32_t>(kernel_.code.size());
     for (const Statement& statement : function.statements) BindStatement(function, slots, statement);
@@ -206,6 +215,7 @@ class Builder {
   Kernel& kernel_;
   KernelBuilder builder_;
   std::vector<const Function*> functions_;
+  std::vector<RegisterSlots> registers_;
   std::set<std::string> names_;  // every symbol that is used
 };
 

@@ -11,6 +11,7 @@
 #include "tests/virtual_gpu/ptx/warp.h"
 
 #if defined(__x86_64__)
+#include <emmintrin.h>
 #define TESSERA_VGPU_V3 __attribute__((target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")))
 #else
 #define TESSERA_VGPU_V3
@@ -63,6 +64,24 @@ struct F64 {
   static TESSERA_VGPU_INLINE double Read(uint64_t lane) { return std::bit_cast<double>(lane); }
   static TESSERA_VGPU_INLINE uint64_t Write(double value) { return std::bit_cast<uint64_t>(value); }
 };
+
+// The lanes of a predicate register, as bits.
+inline uint32_t PredicateBits(const uint32_t* predicate) {
+#if defined(__x86_64__)
+  uint32_t bits = 0;
+  for (int half = 0; half < 2; ++half) {
+    const auto* from = reinterpret_cast<const __m128i*>(predicate + 16 * half);
+    const __m128i low = _mm_packs_epi32(_mm_load_si128(from), _mm_load_si128(from + 1));
+    const __m128i high = _mm_packs_epi32(_mm_load_si128(from + 2), _mm_load_si128(from + 3));
+    bits |= static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high))) << (16 * half);
+  }
+  return bits;
+#else
+  uint32_t bits = 0;
+  for (int l = 0; l < kLanes; ++l) bits |= (predicate[l] & 1) << l;
+  return bits;
+#endif
+}
 
 // Where lanes are written under a mask, the others keep their bits.
 template <class Lane>

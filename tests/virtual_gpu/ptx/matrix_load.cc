@@ -36,6 +36,7 @@ Signal Rows(const Instruction& i, Warp& w, int matrices, bool write, const uint8
   uint64_t addresses[kLanes];
   LaneAddresses(i, w, write ? 0 : 4, addresses);
   SharedShadow* shadow = w.block->shadow.get();
+  const auto access = SharedShadow::Of(w, SharedShadow::kManyLanes);
   for (int r = 0; r < matrices * kRows; ++r) {
     if (addresses[r] % kRowBytes != 0) {
       return w.Fail(i, FaultKind::kMisaligned, r, "a row's address must be a multiple of 16 bytes");
@@ -45,7 +46,6 @@ Signal Rows(const Instruction& i, Warp& w, int matrices, bool write, const uint8
     if (row == nullptr) return Signal::kFault;
     rows[r] = row;
     if (write || shadow == nullptr) continue;
-    const auto access = SharedShadow::Of(w, SharedShadow::kManyLanes);
     const uint32_t offset = static_cast<uint32_t>(addresses[r] - kSharedBase);
     if (!shadow->Read(access, offset, kRowBytes)) {
       const auto problem = shadow->Describe(access, offset, kRowBytes, false, *w.block->run->kernel);

@@ -126,12 +126,12 @@ class Kernel {
   std::vector<Instruction> code;
   std::vector<Slot> constants;
   std::vector<WarpConstant> warp_constants;
-  int32_t slots = 0;         // of a warp's register file
-  uint64_t local_bytes = 0;  // per thread
-  std::vector<std::unique_ptr<int32_t[]>> operand_lists;
-  std::vector<std::vector<int32_t>> branch_tables;  // of brx.idx
-  std::vector<int32_t> touched;                     // slots of all instructions
-  std::vector<Range> globals;                       // the module's variables, sorted: always accessible
+  int32_t slots = 0;                                                         // of a warp's register file
+  uint64_t local_bytes = 0;                                                  // per thread
+  std::vector<std::pair<std::unique_ptr<int32_t[]>, size_t>> operand_lists;  // with their lengths
+  std::vector<std::vector<int32_t>> branch_tables;                           // of brx.idx
+  std::vector<int32_t> touched;                                              // slots of all instructions
+  std::vector<Range> globals;  // the module's variables, sorted: always accessible
   const Module::Contents* module = nullptr;
 };
 

@@ -2,6 +2,7 @@
 // together again at the first instruction they share.
 #include <algorithm>
 
+#include "tests/virtual_gpu/ptx/lanes.h"
 #include "tests/virtual_gpu/ptx/matrix_queue.h"
 #include "tests/virtual_gpu/ptx/schedule.h"
 
@@ -132,9 +133,7 @@ class Runner {
 };
 
 uint32_t GuardLanes(const Warp& w, const Instruction& i) {
-  const uint32_t* predicate = w.Read(i.guard);
-  uint32_t lanes = 0;
-  for (int l = 0; l < kLanes; ++l) lanes |= (predicate[l] & 1) << l;
+  const uint32_t lanes = PredicateBits(w.Read(i.guard));
   return i.guard_negated ? ~lanes : lanes;
 }
 

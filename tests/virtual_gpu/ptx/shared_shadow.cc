@@ -24,22 +24,38 @@ SharedShadow::Access SharedShadow::Of(const Warp& warp, int lane) {
 }
 
 bool SharedShadow::Written(const Access& a, uint32_t offset, uint32_t bytes, bool same) {
-  const uint32_t last = (offset + bytes - 1) / 4;
-  for (uint32_t word = offset / 4; word <= last; ++word) {
+  const uint32_t first = offset / 4, last = (offset + bytes - 1) / 4;
+  for (uint32_t word = first; word <= last; ++word) {
+    const uint32_t mask = Mask(word, offset, bytes);
+    const Write& w = writes_[word];
+    if (in_flight_[word] != 0) return false;
+    if (w.clock > a.base && (w.mask & mask) != 0 && !same && Unordered(a, w)) return false;
+  }
+  if (!same) {
+    for (uint32_t r = 0; r < reads_.size(); ++r) {
+      if (r == a.agent) continue;
+      const uint32_t known = (*a.order)[r];
+      const uint32_t* reads = reads_[r].data();
+      for (uint32_t word = first; word <= last; ++word) {
+        if (reads[word] >> 4 > known && (reads[word] & Mask(word, offset, bytes)) != 0) return false;
+      }
+    }
+  }
+  Stamp(a, offset, bytes);
+  return true;
+}
+
+void SharedShadow::Stamp(const Access& a, uint32_t offset, uint32_t bytes) {
+  for (uint32_t word = offset / 4; word <= (offset + bytes - 1) / 4; ++word) {
     const uint32_t mask = Mask(word, offset, bytes);
     Write& w = writes_[word];
-    if (in_flight_[word] != 0) return false;
-    const bool ours = w.clock > a.base;
-    if (ours && (w.mask & mask) != 0 && !same && Unordered(a, w)) return false;
-    if (UnorderedReader(a, word, mask) >= 0 && !same) return false;
-    w.initial = ours ? w.initial | mask : mask;
+    w.initial = w.clock > a.base ? w.initial | mask : mask;
     w.mask = mask;
     w.clock = a.epoch;
     w.agent = static_cast<uint16_t>(a.agent);
     w.lane = static_cast<uint8_t>(a.lane);
     write_pc_[word] = a.pc;
   }
-  return true;
 }
 
 void SharedShadow::Begin(uint32_t offset, uint32_t bytes, uint32_t pc) {
