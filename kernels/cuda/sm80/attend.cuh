@@ -155,23 +155,29 @@ class AttendBlock {
     return warp_row_ + t * 16 + half * 8 + lane_ / 4;
   }
 
+  // In passes that are branched around as a whole: branches per element would keep everything's operands in registers.
   __device__ __forceinline__ void Transform(const struct Run& run, int offset, float (&s)[kTiles][kKeys / 8][4]) const {
-    const float slope = p_.score.slopes == nullptr ? 0.0f : p_.score.slopes[head_];
+    const bool caps = p_.score.soft_cap > 0;
+    ForEach(s, [&](float& x, int, int, int) { x *= caps ? p_.score.scale_in_cap : p_.score.scale * kLog2E; });
+    if (caps) ForEach(s, [&](float& x, int, int, int) { x = tanhf(x) * (p_.score.soft_cap * kLog2E); });
+    if (p_.score.slopes != nullptr) {
+      const float slope = p_.score.slopes[head_] * kLog2E;
+      const int32_t key_token = run.first_token + (offset + lane_ % 4 * 2) * run.stride;
+      ForEach(s, [&](float& x, int t, int half, int i) {
+        const int32_t query_token = run.block_token + RowOf(t, half) * run.block_stride;
+        x -= slope * Distance(p_.score, query_token, key_token + (i / 2 * 8 + i % 2) * run.stride);
+      });
+    }
+  }
+
+  template <typename Change>
+  static __device__ __forceinline__ void ForEach(float (&s)[kTiles][kKeys / 8][4], Change change) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int32_t query_token = run.block_token + RowOf(t, half) * run.block_stride;
 #pragma unroll
-        for (int i = 0; i < kColumns; ++i) {
-          float& score = s[t][i / 2][half * 2 + i % 2];
-          float x = CappedScore(p_.score, score);
-          if (slope != 0.0f) {
-            const int column = offset + i / 2 * 8 + lane_ % 4 * 2 + i % 2;
-            x -= slope * Distance(p_.score, query_token, run.first_token + column * run.stride);
-          }
-          score = x * kLog2E;
-        }
+        for (int i = 0; i < kColumns; ++i) change(s[t][i / 2][half * 2 + i % 2], t, half, i);
       }
     }
   }

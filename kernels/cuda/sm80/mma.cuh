@@ -36,6 +36,13 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&d)[4], uint32_t address)
                : "r"(address)
                : "memory");
 }
+// Two of them; lanes 0 .. 15 give the addresses.
+__device__ __forceinline__ void LoadTwoMatrices(uint32_t& d0, uint32_t& d1, uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(d0), "=r"(d1)
+               : "r"(address)
+               : "memory");
+}
 __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&d)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])

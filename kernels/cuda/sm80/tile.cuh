@@ -39,14 +39,45 @@ struct Tile {
   template <int kRows>
   static __device__ __forceinline__ void Load(uint32_t tile, const uint16_t* global, int64_t row_stride, int rows,
                                               int width, bool vector) {
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-      const int row = i / kPieces, piece = i % kPieces;
-      const bool inside = row < rows && piece * 8 < width;
-      const uint16_t* const source = inside ? global + row * row_stride + piece * 8 : global;
-      if (vector) {
-        CopyAsync(tile + Offset(row, piece), source, inside ? 16 : 0);
-      } else {
-        StoreElements(tile + Offset(row, piece), source, inside ? min(width - piece * 8, 8) : 0);
+    const auto inside = [&](int i) { return i / kPieces < rows && i % kPieces * 8 < width; };
+    const auto source = [&](int i) { return global + i / kPieces * row_stride + i % kPieces * 8; };
+    if (vector) {
+#pragma unroll 2  // addresses of more at once would not fit the registers beside accumulators
+      for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
+        CopyAsync(tile + Offset(i / kPieces, i % kPieces), inside(i) ? source(i) : global, inside(i) ? 16 : 0);
+      }
+    } else {
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
+        StoreElements(tile + Offset(i / kPieces, i % kPieces), source(i), inside(i) ? width - i % kPieces * 8 : 0);
+      }
+    }
+  }
+
+  // Fills rows first_row + i * kWarps, i < kRows, by the lanes of one warp, each from rows(i): a pointer, null for
+  // zeros. `somewhere` is any address of global memory.
+  template <int kRows, typename Rows>
+  static __device__ __forceinline__ void LoadRows(uint32_t tile, int first_row, int width, bool vector, int lane,
+                                                  const void* somewhere, Rows rows) {
+    if (vector) {
+#pragma unroll 4
+      for (int i = 0; i < kRows; ++i) {
+        const uint16_t* const row = rows(i);
+        for (int piece = lane; piece < kPieces; piece += 32) {
+          const bool inside = row != nullptr && piece * 8 < width;
+          CopyAsync(tile + Offset(first_row + i * kWarps, piece), inside ? row + piece * 8 : somewhere,
+                    inside ? 16 : 0);
+        }
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kRows; ++i) {
+        const uint16_t* const row = rows(i);
+#pragma unroll 1
+        for (int piece = lane; piece < kPieces; piece += 32) {
+          StoreElements(tile + Offset(first_row + i * kWarps, piece), row + piece * 8,
+                        row == nullptr ? 0 : width - piece * 8);
+        }
       }
     }
   }
