@@ -3,25 +3,11 @@
 #include <limits>
 
 #include "kernels/cuda/device/steps.h"
+#include "kernels/cuda/element_type.h"
 #include "kernels/cuda/error.h"
 
 namespace tessera::cuda {
 namespace {
-
-StatusOr<ElementType> ElementTypeOf(DType dtype, std::string_view what) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return ElementType::kFloat32;
-    case DType::kBFloat16:
-      return ElementType::kBFloat16;
-    case DType::kFloat16:
-      return ElementType::kFloat16;
-    case DType::kFloat64:
-      break;
-  }
-  return absl::InvalidArgumentError(absl::StrCat("cuda ", std::string(what), ": the dtype is ",
-                                                 std::string(Name(dtype)), "; it must be fp32, bf16 or fp16"));
-}
 
 Status CheckFloat(DType dtype, std::string_view what) {
   if (dtype == DType::kFloat32) return absl::OkStatus();

@@ -378,7 +378,7 @@ class DecodeTile {
 };
 
 template <typename Element, int kQk, int kV, bool kLatent>
-__global__ void __launch_bounds__(kThreads) DecodeKernel(const __grid_constant__ DecodeParams params) {
+__global__ void __launch_bounds__(kThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams params) {
   extern __shared__ __align__(128) uint8_t shared[];
   DecodeTile<Element, kQk, kV, kLatent>(params, static_cast<uint32_t>(__cvta_generic_to_shared(shared))).Run();
 }

@@ -14,6 +14,10 @@ namespace {
 
 class CudaAttention : public ::testing::TestWithParam<const cuda::AttendKernel*> {
  protected:
+  void SetUp() override {
+    const std::string reason = kernel().WhyNot({DType::kBFloat16, 64, 64});
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
   DeviceKernel kernel() const { return DeviceKernel(*GetParam()); }
 };
 

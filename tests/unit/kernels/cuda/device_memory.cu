@@ -37,6 +37,7 @@ DeviceMemory::~DeviceMemory() {
 }
 void DeviceMemory::CopyFrom(const void* host, size_t bytes, const DeviceStream& stream) const {
   if (bytes > 0) Expect(cudaMemcpyAsync(data(), host, bytes, cudaMemcpyHostToDevice, stream.get()), "copying there");
+  stream.Synchronize();  // the source may be gone after this
 }
 void DeviceMemory::CopyTo(void* host, size_t bytes, const DeviceStream& stream) const {
   if (bytes > 0) Expect(cudaMemcpyAsync(host, data(), bytes, cudaMemcpyDeviceToHost, stream.get()), "copying back");
