@@ -8,7 +8,8 @@
 namespace tessera::launcher {
 namespace {
 
-// A cache of random numbers whose pages lie in random order, and one query row.
+// A cache of random numbers whose pages lie in random order, each head's rows together in a page as the engine's caches
+// have them, and one query row.
 class DecodeSubject final : public KernelSubject {
  public:
   explicit DecodeSubject(const KernelProblem& problem) : problem_(problem) {
@@ -85,13 +86,13 @@ class DecodeSubject final : public KernelSubject {
     layer.qk_width = problem_.qk_width;
     layer.v_width = problem_.v_width;
     layer.page_tokens = problem_.page_tokens;
-    layer.key_head_stride = key_bytes_;
-    layer.key_row_stride = problem_.kv_heads * key_bytes_;
-    layer.value_head_stride = problem_.latent ? layer.key_head_stride : value_bytes_;
-    layer.value_row_stride = problem_.kv_heads * layer.value_head_stride;
+    layer.key_row_stride = key_bytes_;
+    layer.key_head_stride = problem_.page_tokens * layer.key_row_stride;
+    layer.value_row_stride = problem_.latent ? key_bytes_ : value_bytes_;
+    layer.value_head_stride = problem_.page_tokens * layer.value_row_stride;
     layer.page_stride = problem_.page_tokens * problem_.kv_heads * (key_bytes_ + value_bytes_);
     layer.key = cache_.data();
-    layer.value = problem_.latent ? layer.key : layer.key + problem_.page_tokens * layer.key_row_stride;
+    layer.value = problem_.latent ? layer.key : layer.key + problem_.kv_heads * layer.key_head_stride;
     args.sequences = {&sequence, 1};
     args.group = problem_.heads / problem_.kv_heads;
     args.scale = 1.0f / std::sqrt(static_cast<float>(problem_.qk_width));

@@ -35,7 +35,8 @@ void DispatchReadMemory(const std::byte* from, int64_t bytes, float* sink) {
 
 namespace {
 
-// The best of some runs, each from a common start to the last thread's end. `work` returns what a thread has done.
+// The best of some runs, each from a common start to the last thread's end. `work(thread, run)` returns what a thread
+// has done.
 template <class Work>
 double BestRate(int threads, int runs, const Work& work) {
   double best = 0;
@@ -48,7 +49,7 @@ double BestRate(int threads, int runs, const Work& work) {
 #pragma omp master
       start = std::chrono::steady_clock::now();
 #pragma omp for schedule(static)
-      for (int thread = 0; thread < threads; ++thread) done += work(thread);
+      for (int thread = 0; thread < threads; ++thread) done += work(thread, run);
     }
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     best = std::max(best, done / seconds.count());
@@ -61,16 +62,16 @@ double BestRate(int threads, int runs, const Work& work) {
 MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
   // A run of a millisecond or two fits between two interruptions by other work, if there are enough of them.
   constexpr int64_t kSteps = 200'000;
-  constexpr int kArithmeticRuns = 50, kReadRuns = 7;
+  constexpr int kArithmeticRuns = 50, kReadSlices = 8, kReadRuns = 7 * kReadSlices;
   MachineLimits limits;
-  limits.fp32_flops = BestRate(threads, kArithmeticRuns, [](int) {
+  limits.fp32_flops = BestRate(threads, kArithmeticRuns, [](int, int) {
     float sink = 0;
     const double flops = cpu::DispatchMultiplyAdd(kSteps, &sink);
     volatile float keep = sink;  // the loop has an effect
     return keep == keep ? flops : 0.0;
   });
   if (cpu::HasBFloat16Dot()) {
-    limits.bf16_flops = BestRate(threads, kArithmeticRuns, [](int) {
+    limits.bf16_flops = BestRate(threads, kArithmeticRuns, [](int, int) {
       float sink = 0;
       const double flops = cpu::BFloat16DotPeak(kSteps, &sink);
       volatile float keep = sink;
@@ -78,14 +79,15 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
     });
   }
   if (cpu::HasAmx()) {
-    limits.tile_flops = BestRate(threads, kArithmeticRuns, [](int) {
+    limits.tile_flops = BestRate(threads, kArithmeticRuns, [](int, int) {
       float sink = 0;
       const double flops = cpu::AmxDotPeak(kSteps / 8, &sink);
       volatile float keep = sink;
       return keep == keep ? flops : 0.0;
     });
   }
-  const int64_t share = buffer_bytes / threads / 1024 * 1024;
+  // A thread reads one slice of its share after the other: none is in a cache when its turn comes again.
+  const int64_t slice = buffer_bytes / threads / kReadSlices / 1024 * 1024, share = slice * kReadSlices;
   if (share == 0) return limits;
   // On huge pages, as caches are.
   constexpr size_t kHugePage = size_t{2} << 20;
@@ -96,11 +98,11 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
   (void)madvise(buffer.get(), bytes, MADV_HUGEPAGE);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer.get() + thread * share, share, std::byte{1});
-  limits.read_bytes = BestRate(threads, kReadRuns, [&](int thread) {
+  limits.read_bytes = BestRate(threads, kReadRuns, [&](int thread, int run) {
     float sink = 0;
-    cpu::DispatchReadMemory(buffer.get() + thread * share, share, &sink);
+    cpu::DispatchReadMemory(buffer.get() + thread * share + run % kReadSlices * slice, slice, &sink);
     volatile float keep = sink;
-    return keep == keep ? static_cast<double>(share) : 0.0;
+    return keep == keep ? static_cast<double>(slice) : 0.0;
   });
   return limits;
 }
