@@ -106,6 +106,7 @@ Signal Atomic(const Instruction& i, Warp& w, uint32_t lanes) {
   if (signal != Signal::kNext) return signal;
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
     const int l = __builtin_ctz(rest);
+    if (static_cast<Space>(i.flags & 0xff) != Space::kGlobal) RecordSharedAtomic(w, l, p.at[l], bytes);
     for (int e = 0; e < i.small; ++e) {
       Memory* at = reinterpret_cast<Memory*>(p.at[l]) + e;
       const int32_t from = i.small > 1 ? i.more[i.small + e] : i.operand[2];

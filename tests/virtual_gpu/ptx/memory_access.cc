@@ -153,6 +153,14 @@ Signal CheckSharedWrite(const Instruction& i, Warp& w, int lane, const uint8_t* 
   return Signal::kNext;
 }
 
+void RecordSharedAtomic(Warp& w, int lane, const uint8_t* at, uint32_t bytes) {
+  for (const auto& block : w.block->cluster->blocks) {
+    const uint64_t address = reinterpret_cast<uint64_t>(at);
+    if (!InBlockShared(*block, address) || block->shadow == nullptr) continue;
+    block->shadow->Stamp(SharedShadow::Of(w, lane), static_cast<uint32_t>(address - HostShared(*block)), bytes);
+  }
+}
+
 Signal Resolve(const Instruction& i, Warp& w, uint32_t lanes, Space space, Use use, uint32_t bytes,
                const uint64_t addresses[kLanes], Pointers* pointers) {
   switch (space) {

@@ -26,6 +26,9 @@ Signal Resolve(const Instruction& i, Warp& w, uint32_t lanes, Space space, Use u
 // To be called before `value` is stored at `at` if that is shared memory of any block of the cluster.
 Signal CheckSharedWrite(const Instruction& i, Warp& w, int lane, const uint8_t* at, uint32_t bytes, bool same);
 
+// An atomic of shared memory: what it wrote counts as written by this lane. Atomics do not race with each other.
+void RecordSharedAtomic(Warp& w, int lane, const uint8_t* at, uint32_t bytes);
+
 // One access of a lane (or of the warp: lane -1) to a window address of this block, with all checks but alignment.
 // Null on a fault.
 uint8_t* SharedBytes(const Instruction& i, Warp& w, int lane, uint64_t address, uint32_t bytes, bool cluster,
