@@ -163,9 +163,10 @@ TEST(AtomicTest, EveryOperationOnGlobalAndSharedMemory) {
       "  red.global.add.noftz.bf16x2 [%rd0+40], 0x3f803f80;\n  red.global.add.noftz.f16x2 [%rd0+44], 0x3c003c00;\n"
       "  .shared .align 4 .b8 s[4];\n  mov.u32 %r3, s;\n  setp.eq.u32 %p0, %t, 0;\n  @%p0 st.shared.b32 [%r3], 0;\n  "
       "bar.sync 0;\n"
-      "  atom.shared.add.u32 %r4, [%r3], 2;\n  bar.sync 0;\n  ld.shared.b32 %r5, [%r3];\n  @%p0 st.global.b32 "
+      "  atom.shared.add.u32 %r4, [%r3], 2;\n  bar.sync 0;\n  ld.shared.b32 %r5, [%r3];\n  @%p0 red.global.max.u32 "
       "[%rd0+48], %r5;\n"
-      "Again:\n  ld.global.b32 %r6, [%rd0+52];\n  add.u32 %r7, %r6, 3;\n  atom.global.cas.b32 %r8, [%rd0+52], %r6, "
+      "Again:\n  atom.global.or.b32 %r6, [%rd0+52], 0;\n  add.u32 %r7, %r6, 3;\n  atom.global.cas.b32 %r8, [%rd0+52], "
+      "%r6, "
       "%r7;\n  setp.ne.u32 %p1, %r8, %r6;\n"
       "  @%p1 bra Again;\n";
   const RunResult run = device.Run(KernelText(text, 1), {out}, {8, 1, 1}, {64, 1, 1}, 0, {}, 2);
