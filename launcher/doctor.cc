@@ -6,6 +6,7 @@
 #include "kernels/attention.h"
 #include "launcher/build_info.h"
 #include "launcher/command.h"
+#include "launcher/gpus.h"
 #include "launcher/host.h"
 #include "launcher/table.h"
 
@@ -57,7 +58,6 @@ void PrintKernels() {
     }
     std::printf("\n");
   }
-  std::printf("  CUDA kernels: not built; this release computes on CPUs only\n");
 }
 
 int PrintEnvironment() {
@@ -79,6 +79,7 @@ StatusOr<bool> Examine(const Context& context) {
   PrintBuild();
   int findings = PrintMachine(context);
   PrintKernels();
+  findings += PrintGpus(context.place.local_ranks);
   findings += PrintEnvironment();
   std::printf("\n%s\n", findings == 0 ? "nothing is missing" : absl::StrCat(findings, " findings above").c_str());
   return true;

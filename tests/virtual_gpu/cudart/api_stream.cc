@@ -132,7 +132,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   return Call([&](Node& node) {
-    return Submit(node, stream, "cudaLaunchHostFunc", [function, data](Device&) { function(data); });
+    return Submit(node, stream, "cudaLaunchHostFunc", [function, data](Device&) {
+      const Ordered ordered;
+      function(data);
+    });
   });
 }
 

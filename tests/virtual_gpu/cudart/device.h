@@ -72,6 +72,7 @@ class Device {
   };
   using Allocations = std::map<uint64_t, Allocation>;
   std::string WhyNot(const void* address, size_t bytes, bool must_be_accessible);
+  size_t AllocationBytes(void* address);
   Allocations::iterator Find(uint64_t address);  // the last allocation that begins at or before it, or end()
 
   const int index_;

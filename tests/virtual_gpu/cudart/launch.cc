@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "tests/virtual_gpu/cudart/kernel_counters.h"
-#include "tests/virtual_gpu/cudart/order.h"
 
 namespace tessera::vgpu {
 namespace {
@@ -110,13 +109,9 @@ cudaError_t LaunchKernel(Node& node, const void* host, const LaunchShape& shape,
   }
   return Submit(node, handle, info.name, [launch = std::move(launch)](Device& d) {
     Counters counters;
-    std::optional<Fault> fault;
-    {
-      // The interpreter's locks must not order this stream's kernels against another's; what the kernel reads and
-      // writes is seen by ThreadSanitizer as it is.
-      const NoOrder no_order;
-      fault = Run(launch, d.address_space(), &counters);
-    }
+    // The interpreter's locks do not order this stream's kernels against another's (order.h); what the kernel reads and
+    // writes is seen by ThreadSanitizer as it is.
+    const std::optional<Fault> fault = Run(launch, d.address_space(), &counters);
     CountKernel(Info(*launch.kernel).name, counters);
     if (fault) d.Poison(CodeOf(fault->kind), std::string(Name(fault->kind)) + ": " + fault->message);
   });

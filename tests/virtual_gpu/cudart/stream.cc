@@ -43,15 +43,11 @@ void Stream::Start() {
   std::thread([self = shared_from_this()] { self->Run(); }).detach();
 }
 
-Point Stream::Enqueue(Work work) {
-  auto item = std::make_unique<Item>(Item{std::move(work), std::make_shared<Completion>()});
-  Point done = item->done;
-  Release(item.get());
+void Stream::Enqueue(Work work, Point done) {
   HiddenLock hidden(mutex_);
   last_ = done;
-  items_.push_back(std::move(item));
+  items_.push_back(std::make_unique<Item>(Item{std::move(work), std::move(done)}));
   changed_.notify_all();
-  return done;
 }
 
 Point Stream::last() {
@@ -66,6 +62,8 @@ void Stream::Retire() {
 }
 
 void Stream::Run() {
+  // Only the work itself is seen: also the counts of shared pointers would order streams.
+  const Hidden hidden_loop;
   while (true) {
     std::unique_ptr<Item> item;
     {
@@ -75,11 +73,14 @@ void Stream::Run() {
       item = std::move(items_.front());
       items_.pop_front();
     }
-    Acquire(item.get());
+    Acquire(item->done.get());
     for (const Point& point : item->work.after) {
       if (point != nullptr) point->Wait();
     }
-    if (!device_.poisoned()) item->work.run();
+    if (!device_.poisoned()) {
+      const Visible visible;
+      item->work.run();
+    }
     item->work.run = nullptr;  // captured objects die before anyone is told that the work is done
     item->done->Signal();
   }

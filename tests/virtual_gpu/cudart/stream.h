@@ -44,7 +44,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // `blocking` streams and the legacy default stream wait for each other, as cudaStreamCreate documents.
   Stream(Device& device, bool blocking) : device_(device), blocking_(blocking) {}
   void Start();  // once, before anything is submitted
-  Point Enqueue(Work work);
+  // `done` is signalled after the work; what was released to it (order.h) comes before the work.
+  void Enqueue(Work work, Point done);
   Point last();   // the end of what was submitted so far
   void Retire();  // the thread ends after what was submitted
 
