@@ -6,6 +6,7 @@
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/shape.h"
 #include "kernels/cuda/sm80/attend_config.h"
+#include "kernels/cuda/sm90/attend_config.h"
 #include "kernels/find_kernel.h"
 
 namespace tessera::cuda {
@@ -25,7 +26,20 @@ constexpr AttendInstance kSm80[] = {
 #include "kernels/cuda/instances.inc"
 };
 #undef TESSERA_CUDA_INSTANCE
+#define TESSERA_CUDA_HOPPER_INSTANCE(dtype, element, qk, v) \
+  {k##dtype,                                                \
+   qk,                                                      \
+   v,                                                       \
+   sm90::AttendConfig<qk, v>::kRows,                        \
+   sm90::AttendConfig<qk, v>::kKeys,                        \
+   &sm90::LaunchAttend<element, qk, v>},
+constexpr AttendInstance kSm90[] = {
+#include "kernels/cuda/instances.inc"
+};
+#undef TESSERA_CUDA_HOPPER_INSTANCE
 
+// wgmma exists on 9.0 alone.
+const AttendKernel kSm90Kernel("cuda-sm90a", kSm90, 90, 90);
 // 8.0 also serves every later capability: through its machine code up to 8.9, through its PTX beyond.
 const AttendKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int>::max());
 
@@ -40,7 +54,7 @@ const AttendInstance* AttendKernel::Find(DType dtype, int qk_width, int v_width)
 }
 
 std::span<const AttendKernel* const> AttendKernels() {
-  static constexpr std::array<const AttendKernel*, 1> kKernels = {&kSm80Kernel};
+  static constexpr std::array<const AttendKernel*, 2> kKernels = {&kSm90Kernel, &kSm80Kernel};
   return kKernels;
 }
 

@@ -26,5 +26,9 @@ int LaunchBackward(const BackwardParams& params, CUstream_st* stream);
 template <typename Element, int kQk, int kV, bool kLatent>
 int LaunchDecode(const DecodeParams& params, CUstream_st* stream);
 }  // namespace sm80
+namespace sm90 {
+template <typename Element, int kQk, int kV>
+int LaunchAttend(const AttendParams& params, CUstream_st* stream);
+}  // namespace sm90
 
 }  // namespace tessera::cuda

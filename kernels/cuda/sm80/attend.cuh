@@ -1,148 +1,47 @@
-// Attention of a block of query rows over its keys, folded into partials. Four warps of 16 or 32 rows each; keys and
-// values arrive in the background, one piece ahead. Online softmax after Dao, FlashAttention-2 (arXiv 2307.08691).
+// Forward attention with mma.sync and ldmatrix: four warps of 16 or 32 rows each.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/device/attend_params.h"
-#include "kernels/cuda/device/score.cuh"
-#include "kernels/cuda/device/walk.cuh"
+#include "kernels/cuda/device/attend_block.cuh"
 #include "kernels/cuda/sm80/attend_config.h"
 #include "kernels/cuda/sm80/mma.cuh"
-#include "kernels/cuda/sm80/poison.cuh"
 #include "kernels/cuda/sm80/tile.cuh"
 
 namespace tessera::cuda::sm80 {
 
-template <typename Element, int kQk, int kV>
-class AttendBlock {
-  using Config = AttendConfig<kQk, kV>;
-  static constexpr int kTiles = Config::kRowTiles;
+template <typename ElementType, int kQkWidth, int kVWidth>
+struct AttendMath {
+  using Config = AttendConfig<kQkWidth, kVWidth>;
+  using Element = ElementType;
+  static constexpr int kQk = kQkWidth;
+  static constexpr int kV = kVWidth;
+  static constexpr int kThreads = sm80::kThreads;
+  static constexpr int kRowTiles = Config::kRowTiles;
+  static constexpr int kRows = Config::kRows;
   static constexpr int kKeys = Config::kKeys;
-  static constexpr int kColumns = kKeys / 4;  // of a row in one lane
-  using QueryTile = Tile<kQk>;
-  using ValueTile = Tile<kV>;
-  static constexpr uint32_t kKeyBytes = kKeys * QueryTile::kRowBytes;
-  static constexpr uint32_t kStageBytes = kKeyBytes + kKeys * ValueTile::kRowBytes;
+  static constexpr int kTogether = 16 * kRowTiles;
+  using QueryTile = SizedTile<kQk, kRows>;
+  using KeyTile = SizedTile<kQk, kKeys>;
+  using ValueTile = SizedTile<kV, kKeys>;
 
- public:
-  __device__ __forceinline__ AttendBlock(const AttendParams& params, uint32_t shared)
-      : p_(params),
-        scoring_(params.score),
-        query_tile_(shared),
-        stages_(shared + Config::kRows * QueryTile::kRowBytes),
-        block_(params.work.blocks[blockIdx.x]),
-        head_(static_cast<int>(blockIdx.y)),
-        kv_head_((params.score.first_query_head + head_) / params.score.group - params.score.first_kv_head),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        warp_row_(static_cast<int>(threadIdx.x) / 32 * 16 * kTiles) {
-#pragma unroll
-    for (int i = 0; i < kTiles * 2; ++i) max_[i / 2][i % 2] = -INFINITY;
-  }
+  static __device__ __forceinline__ void Publish() {}
 
-  __device__ __forceinline__ void Run() {
-    const bool active = warp_row_ < block_.rows;
-    const int end_run = block_.first_run + block_.runs;
-    QueryTile::template Load<Config::kRows>(
-        query_tile_, p_.query.data + block_.first_row * p_.query.row_stride + head_ * p_.query.head_stride,
-        p_.query.row_stride, block_.rows, p_.score.qk_width, p_.vector_qk);
-    Piece<kKeys> next{block_.first_run, 0};
-    LoadStage(next, 0);
-    CommitCopies();
-    bool more = true, poisoned = false;
-    for (int stage = 0; more; stage ^= 1) {
-      const Piece<kKeys> now = next;
-      more = next.Next(p_.work.runs, end_run);
-      WaitForCopies<0>();
-      __syncthreads();  // the piece is there, and nobody reads the other stage any more
-      if (more) {
-        LoadStage(next, stage ^ 1);
-        CommitCopies();
-      }
-      if (now.masked(p_.work.runs)) poisoned |= TakeOutNonFinite(ValueStage(stage));
-      if (active) Fold(now, stage);
-    }
-    if (active) Store();
-    if (active && poisoned) AddNonFinite();
-  }
-
- private:
-  __device__ __forceinline__ uint32_t KeyStage(int stage) const {
-    return stages_ + stage * kStageBytes;
-  }
-  __device__ __forceinline__ uint32_t ValueStage(int stage) const {
-    return KeyStage(stage) + kKeyBytes;
-  }
-
-  __device__ __forceinline__ void LoadStage(const Piece<kKeys>& piece, int stage) const {
-    const int64_t row = piece.first_row(p_.work.runs);
-    const int rows = piece.rows(p_.work.runs);
-    QueryTile::template Load<kKeys>(KeyStage(stage),
-                                    p_.key.data + row * p_.key.row_stride + kv_head_ * p_.key.head_stride,
-                                    p_.key.row_stride, rows, p_.score.qk_width, p_.vector_qk);
-    ValueTile::template Load<kKeys>(ValueStage(stage),
-                                    p_.value.data + row * p_.value.row_stride + kv_head_ * p_.value.head_stride,
-                                    p_.value.row_stride, rows, p_.score.v_width, p_.vector_v);
-  }
-
-  // Values that are not finite become 0 in the tile; AddNonFinite() adds them in the end to the rows that meet them.
-  // Returns whether there were any.
-  __device__ __forceinline__ bool TakeOutNonFinite(uint32_t tile) const {
-    constexpr int kBytes = kKeys * ValueTile::kRowBytes;
-    if (__syncthreads_or(AnyNonFinite<Element, kThreads, kBytes>(tile)) == 0) return false;
-    ClearNonFinite<Element, kThreads, kBytes>(tile);
-    __syncthreads();
-    return true;
-  }
-
-  __device__ __forceinline__ void Fold(const Piece<kKeys>& piece, int stage) {
-    float s[kTiles][kKeys / 8][4] = {};
-    Scores(KeyStage(stage), s);
-    const struct Run& run = p_.work.runs[piece.run];
-    const int rows = piece.rows(p_.work.runs);
-    const int first_column = lane_ % 4 * 2;
-    if (scoring_.transforms) Transform(run, piece.offset, s);
-    const bool masked = run.bands > 0;
-    if (masked || rows < kKeys) {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t met =
-              masked ? MetColumns<kColumns>(p_.work, run, piece.offset, rows, RowOf(t, half), first_column)
-                     : PresentColumns<kColumns>(rows, first_column);
-#pragma unroll
-          for (int i = 0; i < kColumns; ++i) {
-            float& score = s[t][i / 2][half * 2 + i % 2];
-            if ((met >> i & 1) == 0) score = -INFINITY;
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) Normalise(s[t], t, half);
-    }
-    AddValues(ValueStage(stage), s);
-  }
-
-  // s = Q K^T for the warp's rows.
-  __device__ __forceinline__ void Scores(uint32_t key_tile, float (&s)[kTiles][kKeys / 8][4]) const {
-    const uint32_t query_start = QueryTile::Start(query_tile_, warp_row_ + lane_ % 16, lane_ / 16);
-    const uint32_t key_start = QueryTile::Start(key_tile, lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
+  static __device__ __forceinline__ void Scores(uint32_t query_tile, uint32_t key_tile, int row, int lane,
+                                                float (&s)[kRowTiles][kKeys / 8][4]) {
+    const uint32_t query_start = QueryTile::Start(query_tile, row + lane % 16, lane / 16);
+    const uint32_t key_start = KeyTile::Start(key_tile, lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int k = 0; k < kQk / 16; ++k) {
-      uint32_t query[kTiles][4];
+      uint32_t query[kRowTiles][4];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) LoadMatrices(query[t], QueryTile::At(query_start, t, k));
+      for (int t = 0; t < kRowTiles; ++t) LoadMatrices(query[t], QueryTile::At(query_start, t, k));
 #pragma unroll
       for (int n = 0; n < kKeys / 16; ++n) {
         uint32_t key[4];
-        LoadMatrices(key, QueryTile::At(key_start, n, k));
+        LoadMatrices(key, KeyTile::At(key_start, n, k));
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
+        for (int t = 0; t < kRowTiles; ++t) {
           Mma<Element>(s[t][2 * n], query[t], key[0], key[1]);
           Mma<Element>(s[t][2 * n + 1], query[t], key[2], key[3]);
         }
@@ -150,75 +49,15 @@ class AttendBlock {
     }
   }
 
-  // Row of the block that lane holds in half 0 or 1 of accumulators of row tile t.
-  __device__ __forceinline__ int RowOf(int t, int half) const {
-    return warp_row_ + t * 16 + half * 8 + lane_ / 4;
-  }
-
-  // In passes that are branched around as a whole: branches per element would keep everything's operands in registers.
-  __device__ __forceinline__ void Transform(const struct Run& run, int offset, float (&s)[kTiles][kKeys / 8][4]) const {
-    const bool caps = p_.score.soft_cap > 0;
-    ForEach(s, [&](float& x, int, int, int) { x *= caps ? p_.score.scale_in_cap : p_.score.scale * kLog2E; });
-    if (caps) ForEach(s, [&](float& x, int, int, int) { x = tanhf(x) * (p_.score.soft_cap * kLog2E); });
-    if (p_.score.slopes != nullptr) {
-      const float slope = p_.score.slopes[head_] * kLog2E;
-      const int32_t key_token = run.first_token + (offset + lane_ % 4 * 2) * run.stride;
-      ForEach(s, [&](float& x, int t, int half, int i) {
-        const int32_t query_token = run.block_token + RowOf(t, half) * run.block_stride;
-        x -= slope * Distance(p_.score, query_token, key_token + (i / 2 * 8 + i % 2) * run.stride);
-      });
-    }
-  }
-
-  template <typename Change>
-  static __device__ __forceinline__ void ForEach(float (&s)[kTiles][kKeys / 8][4], Change change) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-#pragma unroll
-        for (int i = 0; i < kColumns; ++i) change(s[t][i / 2][half * 2 + i % 2], t, half, i);
-      }
-    }
-  }
-
-  // Scores become weights relative to the row's new maximum, which everything summed so far is rescaled to.
-  __device__ __forceinline__ void Normalise(float (&s)[kKeys / 8][4], int t, int half) {
-    float top = -INFINITY;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) top = fmaxf(top, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    const float before = max_[t][half];
-    const float max = fmaxf(before, top * scoring_.factor);
-    max_[t][half] = max;
-    const float reference = max == -INFINITY ? 0.0f : max;
-    const float rescale = Exp2(before - reference);
-    float sum = 0;
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float& x = s[n][half * 2 + i];
-        x = Exp2(fmaf(x, scoring_.factor, -reference));
-        sum += x;
-      }
-    }
-    sum_[t][half] = sum_[t][half] * rescale + sum;
-#pragma unroll
-    for (int n = 0; n < kV / 8; ++n) {
-      output_[t][n][half * 2] *= rescale;
-      output_[t][n][half * 2 + 1] *= rescale;
-    }
-  }
-
-  __device__ __forceinline__ void AddValues(uint32_t value_tile, const float (&s)[kTiles][kKeys / 8][4]) {
-    const uint32_t value_start = ValueTile::Start(value_tile, lane_ % 16, lane_ / 16);
+  static __device__ __forceinline__ void AddValues(uint32_t value_tile, int lane,
+                                                   const float (&s)[kRowTiles][kKeys / 8][4],
+                                                   float (&output)[kRowTiles][kV / 8][4]) {
+    const uint32_t value_start = ValueTile::Start(value_tile, lane % 16, lane / 16);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      uint32_t weight[kTiles][4];
+      uint32_t weight[kRowTiles][4];
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
+      for (int t = 0; t < kRowTiles; ++t) {
         // Two accumulators side by side are laid out as one left operand.
         weight[t][0] = Element::Pack(s[t][2 * k][0], s[t][2 * k][1]);
         weight[t][1] = Element::Pack(s[t][2 * k][2], s[t][2 * k][3]);
@@ -230,89 +69,19 @@ class AttendBlock {
         uint32_t value[4];
         LoadMatricesTransposed(value, ValueTile::At(value_start, k, n));
 #pragma unroll
-        for (int t = 0; t < kTiles; ++t) {
-          Mma<Element>(output_[t][2 * n], weight[t], value[0], value[1]);
-          Mma<Element>(output_[t][2 * n + 1], weight[t], value[2], value[3]);
+        for (int t = 0; t < kRowTiles; ++t) {
+          Mma<Element>(output[t][2 * n], weight[t], value[0], value[1]);
+          Mma<Element>(output[t][2 * n + 1], weight[t], value[2], value[3]);
         }
       }
     }
   }
-
-  // Merges with the partials that were there.
-  __device__ __forceinline__ void Store() {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = RowOf(t, half);
-        const bool exists = row < block_.rows;
-        float* const lse = p_.lse.data + (block_.first_row + row) * p_.lse.row_stride + head_ * p_.lse.head_stride;
-        const float before = exists ? *lse : -INFINITY;
-        float sum = sum_[t][half];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        const float max = max_[t][half];
-        if (!exists || (max == -INFINITY && sum == 0.0f)) continue;  // no such row, or it saw nothing
-        const float top = fmaxf(max, before * kLog2E);
-        const float new_weight = Exp2(max - top);
-        const float old_weight = before == -INFINITY ? 0.0f : Exp2(before * kLog2E - top);
-        const float total = sum * new_weight + old_weight;
-        const float new_share = new_weight / total, old_share = old_weight / total;
-        if (lane_ % 4 == 0) *lse = top * kLn2 + logf(total);
-        float* const output =
-            p_.output.data + (block_.first_row + row) * p_.output.row_stride + head_ * p_.output.head_stride;
-#pragma unroll
-        for (int n = 0; n < kV / 8; ++n) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const int column = n * 8 + lane_ % 4 * 2 + i;
-            if (column >= p_.score.v_width) continue;
-            float o = output_[t][n][half * 2 + i] * new_share;
-            if (old_share != 0.0f) o += output[column] * old_share;
-            output[column] = o;
-          }
-        }
-      }
-    }
-  }
-
-  // Rare and slow: adds the values that TakeOutNonFinite() took out to the stored output. Their weights do not matter,
-  // since infinity times a weight is infinity and NaN stays NaN.
-  __device__ __forceinline__ void AddNonFinite() const {
-    __syncwarp();
-    for (int r = block_.first_run; r < block_.first_run + block_.runs; ++r) {
-      const struct Run& run = p_.work.runs[r];
-      if (run.bands == 0) continue;
-      for (int key = 0; key < run.rows; ++key) {
-        const uint16_t* const value =
-            p_.value.data + int64_t{run.first_row + key} * p_.value.row_stride + kv_head_ * p_.value.head_stride;
-        for (int column = lane_; column < p_.score.v_width; column += 32) {
-          const float v = Element::ToFloat(value[column]);
-          if (fabsf(v) < INFINITY) continue;
-          for (int row = warp_row_; row < min(warp_row_ + 16 * kTiles, block_.rows); ++row) {
-            if (!Meets(p_.work, run, row, key)) continue;
-            p_.output.data[int64_t{block_.first_row + row} * p_.output.row_stride + head_ * p_.output.head_stride +
-                           column] += v;
-          }
-        }
-      }
-    }
-  }
-
-  const AttendParams& p_;
-  const Scoring scoring_;
-  const uint32_t query_tile_, stages_;
-  const RowBlock block_;
-  const int head_, kv_head_, lane_, warp_row_;
-  float output_[kTiles][kV / 8][4] = {};  // relative to max_
-  float max_[kTiles][2];                  // of scores in units of log2
-  float sum_[kTiles][2] = {};             // of this lane's columns
 };
 
 template <typename Element, int kQk, int kV>
 __global__ void __launch_bounds__(kThreads) AttendKernel(const __grid_constant__ AttendParams params) {
   extern __shared__ __align__(128) uint8_t shared[];
-  AttendBlock<Element, kQk, kV>(params, static_cast<uint32_t>(__cvta_generic_to_shared(shared))).Run();
+  AttendBlock<AttendMath<Element, kQk, kV>>(params, static_cast<uint32_t>(__cvta_generic_to_shared(shared))).Run();
 }
 
 }  // namespace tessera::cuda::sm80

@@ -12,11 +12,11 @@
 #include <cstdint>
 
 #include "kernels/cuda/device/attend_params.h"
+#include "kernels/cuda/device/poison.cuh"
 #include "kernels/cuda/device/score.cuh"
 #include "kernels/cuda/device/walk.cuh"
 #include "kernels/cuda/sm80/backward_config.h"
 #include "kernels/cuda/sm80/mma.cuh"
-#include "kernels/cuda/sm80/poison.cuh"
 #include "kernels/cuda/sm80/tile.cuh"
 
 namespace tessera::cuda::sm80 {
@@ -79,7 +79,7 @@ class BackwardBlock {
     for (int stage = 0; more; stage ^= 1) {
       const Cursor now = next;
       more = Advance(next, end_head);
-      WaitForCopies<0>();
+      WaitForAllCopies();
       __syncthreads();  // the rows are there, and nobody reads the other stage any more
       if (more) {
         LoadStage(next, stage ^ 1);

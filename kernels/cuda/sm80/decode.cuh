@@ -7,10 +7,10 @@
 
 #include "kernels/cuda/device/decode_params.h"
 #include "kernels/cuda/device/element.cuh"
+#include "kernels/cuda/device/poison.cuh"
 #include "kernels/cuda/device/score.cuh"
 #include "kernels/cuda/sm80/decode_config.h"
 #include "kernels/cuda/sm80/mma.cuh"
-#include "kernels/cuda/sm80/poison.cuh"
 #include "kernels/cuda/sm80/tile.cuh"
 
 namespace tessera::cuda::sm80 {
@@ -64,7 +64,7 @@ class DecodeTile {
     bool poisoned = false;
     int stage = 0;
     for (int key = begin; key < end; key += kKeys, stage ^= 1) {
-      WaitForCopies<0>();
+      WaitForAllCopies();
       __syncthreads();  // the block is there; nobody reads the other stage or the weights any more
       if (key + kKeys < end) LoadStage(key + kKeys, end, stage ^ 1);
       CommitCopies();
@@ -75,7 +75,7 @@ class DecodeTile {
       poisoned |= Normalise(stage, masked, s);
       AddValues(stage);
     }
-    WaitForCopies<0>();
+    WaitForAllCopies();
     Store();
     if (poisoned) AddNonFinite(begin, end);
   }

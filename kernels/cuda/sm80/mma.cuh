@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/device/copy.cuh"
 #include "kernels/cuda/device/element.cuh"
 
 namespace tessera::cuda::sm80 {
@@ -48,22 +49,6 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&d)[4], uint32_
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
                : "r"(address)
                : "memory");
-}
-
-// Copies 16 bytes to shared memory in the background, or writes zeros when `bytes` is 0.
-__device__ __forceinline__ void CopyAsync(uint32_t shared, const void* global, uint32_t bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(shared), "l"(global), "r"(bytes) : "memory");
-}
-// The same for 4 bytes.
-__device__ __forceinline__ void CopyWordAsync(uint32_t shared, const void* global, uint32_t bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" : : "r"(shared), "l"(global), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void CommitCopies() {
-  asm volatile("cp.async.commit_group;" : : : "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
 }
 
 }  // namespace tessera::cuda::sm80

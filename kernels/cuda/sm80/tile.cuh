@@ -39,19 +39,7 @@ struct Tile {
   template <int kRows>
   static __device__ __forceinline__ void Load(uint32_t tile, const uint16_t* global, int64_t row_stride, int rows,
                                               int width, bool vector) {
-    const auto inside = [&](int i) { return i / kPieces < rows && i % kPieces * 8 < width; };
-    const auto source = [&](int i) { return global + i / kPieces * row_stride + i % kPieces * 8; };
-    if (vector) {
-#pragma unroll 2  // addresses of more at once would not fit the registers beside accumulators
-      for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-        CopyAsync(tile + Offset(i / kPieces, i % kPieces), inside(i) ? source(i) : global, inside(i) ? 16 : 0);
-      }
-    } else {
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-        StoreElements(tile + Offset(i / kPieces, i % kPieces), source(i), inside(i) ? width - i % kPieces * 8 : 0);
-      }
-    }
+    LoadPieces<kRows, kPieces, kThreads>(tile, global, row_stride, rows, width, vector, Offset);
   }
 
   // Fills rows first_row + i * kWarps, i < kRows, by the lanes of one warp, each from rows(i): a pointer, null for
@@ -81,18 +69,15 @@ struct Tile {
       }
     }
   }
+};
 
- private:
-  static __device__ __forceinline__ void StoreElements(uint32_t shared, const uint16_t* source, int count) {
-    uint32_t words[4] = {};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) words[i / 2] |= uint32_t{source[i]} << (i % 2 * 16);
-    }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
-                 :
-                 : "r"(shared), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
-                 : "memory");
+// A tile with its number of rows.
+template <int kWidth, int kRows>
+struct SizedTile : Tile<kWidth> {
+  static constexpr int kBytes = kRows * Tile<kWidth>::kRowBytes;
+  static __device__ __forceinline__ void Load(uint32_t tile, const uint16_t* global, int64_t row_stride, int rows,
+                                              int width, bool vector) {
+    Tile<kWidth>::template Load<kRows>(tile, global, row_stride, rows, width, vector);
   }
 };
 

@@ -145,9 +145,15 @@ TEST(FindAttendKernel, SaysWhyNot) {
   };
   EXPECT_EQ(find({DType::kBFloat16, 64, 64, 86}), "cuda-sm80");
   EXPECT_EQ(find({DType::kFloat16, 33, 7, 120}), "cuda-sm80");
-  EXPECT_EQ(find({DType::kFloat32, 64, 64, 80}, "cuda-sm80"),
-            "no CUDA attention kernel called \"cuda-sm80\" serves fp32 with head widths 64 and 64:\n  cuda-sm80: its "
-            "tensor core arithmetic takes bf16 and fp16; fp32 would lose digits");
+  EXPECT_EQ(find({DType::kFloat16, 33, 7, 90}), "cuda-sm90a");
+  EXPECT_NE(find({DType::kBFloat16, 64, 64, 100}, "cuda-sm90a")
+                .find("cuda-sm90a: the device has compute capability 10.0; it serves 9.0"),
+            std::string::npos);
+  EXPECT_EQ(
+      find({DType::kFloat32, 64, 64, 80}, "cuda-sm80"),
+      "no CUDA attention kernel called \"cuda-sm80\" serves fp32 with head widths 64 and 64:\n  cuda-sm90a: not the "
+      "one asked for\n  cuda-sm80: its "
+      "tensor core arithmetic takes bf16 and fp16; fp32 would lose digits");
   EXPECT_NE(find({DType::kBFloat16, 64, 64, 75}, "cuda-sm80")
                 .find("the device has compute capability 7.5; it serves 8.0 and later"),
             std::string::npos);

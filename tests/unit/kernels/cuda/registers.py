@@ -11,7 +11,7 @@ import sys
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(sm_\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
-KERNEL = re.compile(r"(Attend|Backward|Decode)KernelI\w*?(BFloat16|Float16)ELi(\d+)ELi(\d+)E(.*)")
+KERNEL = re.compile(r"(Attend|Backward|Decode)Kernel(?:Sm90)?I\w*?(BFloat16|Float16)ELi(\d+)ELi(\d+)E(.*)")
 
 
 def read_budget(path):
@@ -43,6 +43,8 @@ def variant(name):
         text += " " + ("query", "key and value", "key", "value")[int(gradient[1])]
     if name[1] == "Decode":
         text += " latent" if name[5].startswith("Lb1") else " grouped"
+    if "KernelSm90" in name.string:
+        text += " wgmma"
     return text
 
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace tessera::cuda::sm80 {
+namespace tessera::cuda {
 
 __device__ __forceinline__ void LoadPiece(uint32_t (&words)[4], uint32_t address) {
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -44,4 +44,4 @@ __device__ __forceinline__ void ClearNonFinite(uint32_t tile) {
   }
 }
 
-}  // namespace tessera::cuda::sm80
+}  // namespace tessera::cuda
