@@ -84,7 +84,7 @@ Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const StepCom
       view = TensorView::Dense(copy.data(), view.dtype, view.rows, view.heads, view.width);
       if (!binding.output) CopyTensor(binding.view, view);
     }
-    pass.slots.BindExternal(binding.slot, view.data);
+    pass.slots.Bind(binding.slot, view.data);
     bound.push_back(view);
   }
   const Traffic before = pass.comms.traffic();

@@ -194,9 +194,9 @@ Status DecodeAttention::Run(const ConstTensorView& query, const CacheLayer& cach
   TESSERA_RETURN_IF_ERROR(CheckDense("query", query));
   TESSERA_RETURN_IF_ERROR(CheckDense("output", output));
   TESSERA_RETURN_IF_ERROR(CheckDense("lse", lse));
-  plan->slots.BindExternal(kDecodeQuerySlot, const_cast<void*>(query.data));  // plans never write to inputs: see Verify
-  plan->slots.BindExternal(kDecodeOutputSlot, output.data);
-  plan->slots.BindExternal(kDecodeLseSlot, lse.data);
+  plan->slots.Bind(kDecodeQuerySlot, const_cast<void*>(query.data));  // plans never write to inputs: see Verify
+  plan->slots.Bind(kDecodeOutputSlot, output.data);
+  plan->slots.Bind(kDecodeLseSlot, lse.data);
   DecodeArgs args;
   if (const AttendCacheStep* attend = AttendOf(plan->program)) {
     const int rank = state.comms.world->rank();

@@ -7,10 +7,7 @@
 namespace tessera {
 
 StatusOr<SlotTable> SlotTable::Allocate(const RankProgram& program, DType dtype) {
-  SlotTable table;
-  table.dtype_ = dtype;
-  table.slots_ = program.slots;
-  table.data_.resize(program.slots.size(), nullptr);
+  SlotTable table = Unbound(program, dtype, MemorySpace::kHost);
   table.owned_.resize(program.slots.size());
   for (size_t id = 0; id < program.slots.size(); ++id) {
     const Slot& slot = program.slots[id];
@@ -18,6 +15,15 @@ StatusOr<SlotTable> SlotTable::Allocate(const RankProgram& program, DType dtype)
     TESSERA_ASSIGN_OR_RETURN(table.owned_[id], HostBuffer::Allocate(slot.bytes(), absl::StrCat("plan slot ", id)));
     table.data_[id] = table.owned_[id].data();
   }
+  return table;
+}
+
+SlotTable SlotTable::Unbound(const RankProgram& program, DType dtype, MemorySpace space) {
+  SlotTable table;
+  table.dtype_ = dtype;
+  table.space_ = space;
+  table.slots_ = program.slots;
+  table.data_.resize(program.slots.size(), nullptr);
   return table;
 }
 
@@ -41,7 +47,10 @@ TensorView SlotTable::View(SlotId id) const {
   const Slot& slot = slots_[id];
   const bool single =
       slot.element_bytes == 4;  // all slots but the caller's dtype (fp64: with its accumulators) are fp32
-  return TensorView::Dense(data_[id], single ? DType::kFloat32 : dtype_, slot.rows, slot.heads.size(), slot.width);
+  TensorView view =
+      TensorView::Dense(data_[id], single ? DType::kFloat32 : dtype_, slot.rows, slot.heads.size(), slot.width);
+  view.space = space_;
+  return view;
 }
 
 // Visits the contiguous runs of a region in row order.

@@ -12,10 +12,12 @@ namespace tessera {
 
 class SlotTable {
  public:
-  // Allocates every slot that is not external.
+  // Allocates every slot that is not external, in host memory.
   static StatusOr<SlotTable> Allocate(const RankProgram& program, DType dtype);
+  // No slot has memory: the caller binds all of them, to memory in `space`.
+  static SlotTable Unbound(const RankProgram& program, DType dtype, MemorySpace space);
 
-  void BindExternal(SlotId id, void* data) { data_[id] = static_cast<std::byte*>(data); }
+  void Bind(SlotId id, void* data) { data_[id] = static_cast<std::byte*>(data); }
   const Slot& slot(SlotId id) const { return slots_[id]; }
   std::byte* data(SlotId id) const { return data_[id]; }
   // Dense view of a whole slot.
@@ -25,7 +27,7 @@ class SlotTable {
   // First byte of a region; the rest follows without gaps when it has all heads of its slot, or one row.
   std::byte* RegionData(const Region& region) const;
 
-  // Copies a region to or from packed bytes; returns the number of bytes.
+  // Host memory only: copies a region to or from packed bytes; returns the number of bytes.
   int64_t Pack(const Region& region, std::byte* packed) const;
   int64_t Unpack(const Region& region, const std::byte* packed) const;
   // Copies between regions of equal shape.
@@ -36,6 +38,7 @@ class SlotTable {
   void ForEachRun(const Region& region, Visit visit) const;
 
   DType dtype_ = DType::kFloat32;
+  MemorySpace space_ = MemorySpace::kHost;
   std::vector<Slot> slots_;
   std::vector<std::byte*> data_;
   std::vector<HostBuffer> owned_;

@@ -7,7 +7,8 @@
 
 namespace tessera {
 
-Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype) {
+Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype,
+                   MemorySpace space) {
   const auto reject = [&](const char* field, const auto& value, const auto& expected) {
     return absl::InvalidArgumentError(
         absl::StrCat(std::string(name), ": ", field, " is ", value, "; this rank's plan needs ", expected));
@@ -16,7 +17,8 @@ Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slo
   if (view.heads != slot.heads.size()) return reject("heads", view.heads, slot.heads.size());
   if (view.width != slot.width) return reject("width", view.width, slot.width);
   if (view.dtype != dtype) return reject("dtype", std::string(Name(view.dtype)), std::string(Name(dtype)));
-  if (view.space != MemorySpace::kHost) return reject("memory space", "device", "host");
+  const auto name_of = [](MemorySpace s) { return s == MemorySpace::kHost ? "host" : "device"; };
+  if (view.space != space) return reject("memory space", name_of(view.space), name_of(space));
   if (view.data == nullptr && view.elements() > 0) return reject("data", "null", "memory");
   return absl::OkStatus();
 }

@@ -11,7 +11,8 @@
 namespace tessera {
 
 // InvalidArgument naming the tensor, the field, its value and what the slot needs.
-Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype);
+Status CheckTensor(std::string_view name, const ConstTensorView& view, const Slot& slot, DType dtype,
+                   MemorySpace space = MemorySpace::kHost);
 // A per-head vector: `heads` numbers when `needed`, otherwise none.
 Status CheckVector(std::string_view name, std::span<const float> values, bool needed, int heads);
 // InvalidArgument when an element of a tensor to be written is one of another. Interleaved views, such as the gradients

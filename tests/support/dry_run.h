@@ -26,7 +26,7 @@ inline StatusOr<int64_t> DryRunBytesReceived(std::span<const RankProgram> progra
   for (SlotId id = 0; id < static_cast<SlotId>(program.slots.size()); ++id) {
     if (!program.slots[id].external) continue;
     external.emplace_back(program.slots[id].bytes());
-    slots.BindExternal(id, external.back().data());
+    slots.Bind(id, external.back().data());
   }
   for (const Step& step : program.steps) {
     if (IsCompute(step.body)) continue;

@@ -5,20 +5,10 @@
 #include "partition/cost.h"
 #include "partition/planner.h"
 #include "tests/support/distributed.h"
+#include "tests/support/gather_result.h"
 
 namespace tessera {
 namespace {
-
-// NaN marks rows of other ranks; every element is owned by exactly one rank, so a sum over zeros elsewhere gathers it.
-// These problems are not in fp64, so every value is a float.
-Status GatherEverywhere(Communicator& comm, std::vector<double>& values, const std::vector<bool>& mine) {
-  std::vector<float> send(values.size()), sum(values.size());
-  for (size_t i = 0; i < values.size(); ++i) send[i] = mine[i] ? static_cast<float>(values[i]) : 0.0f;
-  TESSERA_ASSIGN_OR_RETURN(Request request, comm.AllReduceSum(send, sum));
-  TESSERA_RETURN_IF_ERROR(Wait(comm, request, "gathering the result"));
-  values.assign(sum.begin(), sum.end());
-  return absl::OkStatus();
-}
 
 TEST(Mpi, EveryStrategyMatchesFp64AndCountsItsBytes) {
   const auto world = MakeMpiWorld();
@@ -39,15 +29,7 @@ TEST(Mpi, EveryStrategyMatchesFp64AndCountsItsBytes) {
       ExecutionStats stats;
       const Status status = testing::RunRank(comm, *spec, tensors, {}, result, &stats);
       ASSERT_TRUE(status.ok()) << status;
-      std::vector<bool> mine_lse(result.lse.size()), mine_output(result.output.size());
-      for (int64_t row = 0; row < spec->query_layout.rows(comm.rank()); ++row) {
-        const auto token = static_cast<int64_t>(spec->query_layout.ToGlobal(comm.rank(), LocalToken{row}));
-        std::fill_n(mine_lse.begin() + token * problem.query_heads, problem.query_heads, true);
-        std::fill_n(mine_output.begin() + token * problem.query_heads * problem.v_width,
-                    problem.query_heads * problem.v_width, true);
-      }
-      ASSERT_TRUE(GatherEverywhere(comm, result.output, mine_output).ok());
-      ASSERT_TRUE(GatherEverywhere(comm, result.lse, mine_lse).ok());
+      ASSERT_TRUE(testing::GatherResult(comm, *spec, result).ok());
       EXPECT_EQ(testing::Judge(problem, tensors, result), "");
       // Counts stay far below 2^24, so a float sum is exact.
       const float received = static_cast<float>(stats.traffic.bytes_received);

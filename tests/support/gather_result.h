@@ -1,0 +1,13 @@
+// Whole results from ranks that are processes.
+#pragma once
+
+#include "collectives/communicator.h"
+#include "partition/plan.h"
+#include "tests/support/distributed.h"
+
+namespace tessera::testing {
+
+// Collective. Every rank has set its own rows of `result`; afterwards all ranks have all of them. Not for fp64.
+Status GatherResult(Communicator& comm, const PlanSpec& spec, Result& result);
+
+}  // namespace tessera::testing
