@@ -7,6 +7,10 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${PROJECT_SOURCE
 if(TESSERA_CUDA)
   add_custom_target(tessera_cuda_tests)  # every test with the label cuda
 endif()
+if(TESSERA_PRECOMPILE)
+  tessera_precompiled(tessera_test_headers LIBS GTest::gtest absl::status absl::statusor absl::strings absl::str_format
+    HEADERS <gtest/gtest.h> <algorithm> <memory> <span> <string> <vector> "${PROJECT_SOURCE_DIR}/runtime/base/status.h")
+endif()
 function(tessera_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT;MAIN" "SOURCES;LIBS;MPI_RANKS;LABELS;ARGS" ${ARGN})
   if(NOT ARG_TIMEOUT)
@@ -20,6 +24,7 @@ function(tessera_test name)
   if(TESSERA_CUDA AND "cuda" IN_LIST ARG_LABELS)
     add_dependencies(tessera_cuda_tests ${name})
   endif()
+  tessera_reuse(tessera_test_headers ${name})
   if(NOT ARG_MPI_RANKS)
     add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
