@@ -154,7 +154,7 @@ Status CudaAttention::State::Wait(ReadyPass& pass) {
     return status;
   }
   control.ReportProgress({RankState::kFailed, position.step});
-  data.Abort();
+  data.Abort(status);
   const std::string kind =
       position.step == kNone ? "start" : std::string(KindName(pass.program.steps[position.step].body));
   return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", pass.program.rank, position.step, kind,

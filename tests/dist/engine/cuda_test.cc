@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "collectives/mpi/communicator.h"
-#include "collectives/nccl/nccl.h"
+#include "collectives/nccl/communicator.h"
 #include "partition/cost.h"
 #include "partition/planner.h"
 #include "runtime/engine/cuda/attention.h"
@@ -27,8 +27,8 @@ struct Gpu {
 
   static StatusOr<Gpu> Open() {
     TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> control, MakeMpiWorld());
-    TESSERA_ASSIGN_OR_RETURN(CudaDevice device, CudaDevice::Open(control->rank()));
-    TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<StreamCommunicator> data, CreateNccl(*control, device));
+    TESSERA_ASSIGN_OR_RETURN(CudaDevice device, OpenDeviceOfRank(*control));
+    TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<StreamCommunicator> data, MakeNcclCommunicator(*control, device));
     TESSERA_ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create(device));
     return Gpu{std::move(control), std::move(data), std::move(device), std::move(stream)};
   }
