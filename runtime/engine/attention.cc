@@ -8,6 +8,7 @@
 #include "collectives/agreement.h"
 #include "partition/planner.h"
 #include "runtime/engine/attention_computer.h"
+#include "runtime/engine/bindings.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/slots.h"
 #include "runtime/engine/tensor_check.h"
@@ -52,30 +53,12 @@ void CopyTensor(const ConstTensorView& from, const TensorView& to) {
   }
 }
 
-// A tensor the caller gave for an external slot. Inputs are copied in when they are not dense, outputs copied out.
-struct Binding {
-  SlotId slot;
-  ConstTensorView view;
-  bool output;
-};
-
-TensorView Writable(const ConstTensorView& view) {
-  return {const_cast<void*>(view.data),
-          view.dtype,
-          view.space,
-          view.rows,
-          view.heads,
-          view.width,
-          view.row_stride,
-          view.head_stride};
-}
-
 // Binds the tensors, runs the program, unbinds.
 Status RunPass(ReadyPass& pass, std::span<const Binding> bindings, const StepComputer& computer, ExecutionStats& stats,
                Trace& trace) {
   std::vector<TensorView> bound;
   for (const Binding& binding : bindings) {
-    TensorView view = Writable(binding.view);  // plans never write to input slots: see Verify
+    TensorView view = Writable(binding.view);
     if (!view.IsDense()) {
       HostBuffer& copy = pass.dense[binding.slot];
       if (copy.bytes() < view.bytes()) {
@@ -173,20 +156,15 @@ Status Attention::Forward(const ConstTensorView& query, const ConstTensorView& k
   State& state = *state_;
   TESSERA_RETURN_IF_ERROR(state.failure);
   const Problem& problem = state.forward.spec.problem;
-  const std::vector<Slot>& slots = state.forward.program.slots;
-  TESSERA_RETURN_IF_ERROR(CheckTensor("query", query, slots[kQuerySlot], problem.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("key", key, slots[kKeySlot], problem.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("value", value, slots[kValueSlot], problem.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("output", output, slots[kResultSlot], problem.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("lse", lse, slots[kResultLseSlot], AccumulatorType(problem.dtype)));
+  const Binding bindings[] = {{kQuerySlot, "query", query, false},
+                              {kKeySlot, "key", key, false},
+                              {kValueSlot, "value", value, false},
+                              {kResultSlot, "output", output, true},
+                              {kResultLseSlot, "lse", lse, true}};
+  TESSERA_RETURN_IF_ERROR(CheckBindings(bindings, state.forward.program.slots, problem.dtype, MemorySpace::kHost));
   TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi, problem.query_heads));
   TESSERA_RETURN_IF_ERROR(CheckVector("sinks", vectors.sinks, problem.score.sink, problem.query_heads));
-  stream.Submit([&state, query, key, value, output, lse, vectors]() -> Status {
-    const Binding bindings[] = {{kQuerySlot, query, false},
-                                {kKeySlot, key, false},
-                                {kValueSlot, value, false},
-                                {kResultSlot, output, true},
-                                {kResultLseSlot, lse, true}};
+  stream.Submit([&state, bindings = std::to_array(bindings), vectors]() -> Status {
     const AttentionComputer computer(state.forward.spec.problem, *state.kernel, state.options.threads, vectors);
     const Status status = RunPass(state.forward, bindings, computer, state.stats, state.trace);
     if (!status.ok()) state.failure = status;
@@ -207,27 +185,17 @@ Status Attention::Backward(const BackwardTensors& tensors, const HeadVectors& ve
         "backward: forward has not run; it produces the output and lse that backward reads");
   }
   const Problem& problem = state.forward.spec.problem;
-  const Binding bindings[] = {{kQuerySlot, tensors.query, false},
-                              {kKeySlot, tensors.key, false},
-                              {kValueSlot, tensors.value, false},
-                              {kResultSlot, tensors.output, false},
-                              {kResultLseSlot, tensors.lse, false},
-                              {kOutputGradientSlot, tensors.output_gradient, false},
-                              {kQueryGradientSlot, tensors.query_gradient, true},
-                              {kKeyGradientSlot, tensors.key_gradient, true},
-                              {kValueGradientSlot, tensors.value_gradient, true}};
-  constexpr const char* names[] = {
-      "query", "key", "value", "output", "lse", "output_gradient", "query_gradient", "key_gradient", "value_gradient"};
-  for (const Binding& b : bindings) {
-    const DType dtype = b.slot == kResultLseSlot ? AccumulatorType(problem.dtype) : problem.dtype;
-    TESSERA_RETURN_IF_ERROR(CheckTensor(names[b.slot], b.view, state.backward->program.slots[b.slot], dtype));
-  }
-  for (const Binding& b : bindings) {
-    for (const Binding& other : bindings) {
-      if (!b.output || b.slot == other.slot) continue;
-      TESSERA_RETURN_IF_ERROR(CheckDisjoint(names[b.slot], b.view, names[other.slot], other.view));
-    }
-  }
+  const Binding bindings[] = {{kQuerySlot, "query", tensors.query, false},
+                              {kKeySlot, "key", tensors.key, false},
+                              {kValueSlot, "value", tensors.value, false},
+                              {kResultSlot, "output", tensors.output, false},
+                              {kResultLseSlot, "lse", tensors.lse, false},
+                              {kOutputGradientSlot, "output_gradient", tensors.output_gradient, false},
+                              {kQueryGradientSlot, "query_gradient", tensors.query_gradient, true},
+                              {kKeyGradientSlot, "key_gradient", tensors.key_gradient, true},
+                              {kValueGradientSlot, "value_gradient", tensors.value_gradient, true}};
+  TESSERA_RETURN_IF_ERROR(CheckBindings(bindings, state.backward->program.slots, problem.dtype, MemorySpace::kHost));
+  TESSERA_RETURN_IF_ERROR(CheckOutputsApart(bindings));
   TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi, problem.query_heads));
   TESSERA_RETURN_IF_ERROR(CheckVector("sinks", vectors.sinks, problem.score.sink, problem.query_heads));
   const size_t sinks = problem.score.sink ? problem.query_heads : 0;

@@ -27,4 +27,14 @@ Status GatherResult(Communicator& comm, const PlanSpec& spec, Result& result) {
   return GatherRows(comm, spec.query_layout, p.query_heads, result.lse);
 }
 
+Status GatherGradients(Communicator& comm, const PlanSpec& spec, Gradients& gradients) {
+  const Problem& p = spec.problem;
+  const int64_t key_elements = int64_t{p.kv_heads} * p.qk_width, value_elements = int64_t{p.kv_heads} * p.v_width;
+  TESSERA_RETURN_IF_ERROR(GatherRows(comm, spec.query_layout, int64_t{p.query_heads} * p.qk_width, gradients.query));
+  TESSERA_RETURN_IF_ERROR(GatherRows(comm, spec.key_layout, key_elements, gradients.key));
+  TESSERA_RETURN_IF_ERROR(GatherRows(comm, spec.key_layout, value_elements, gradients.value));
+  gradients.sink.resize(p.score.sink ? p.query_heads : 0);
+  return Finish(comm, comm.Broadcast(std::as_writable_bytes(std::span(gradients.sink)), 0), "the sinks' gradient");
+}
+
 }  // namespace tessera::testing

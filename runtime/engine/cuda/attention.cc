@@ -1,17 +1,13 @@
 #include "runtime/engine/cuda/attention.h"
 
 #include <chrono>
-#include <optional>
-#include <span>
+#include <functional>
 #include <thread>
-#include <vector>
 
 #include "collectives/agreement.h"
-#include "partition/message_rounds.h"
-#include "partition/planner.h"
-#include "runtime/engine/cuda/executor.h"
-#include "runtime/engine/cuda/regions.h"
-#include "runtime/engine/tensor_check.h"
+#include "kernels/cuda/steps.h"
+#include "runtime/engine/bindings.h"
+#include "runtime/engine/cuda/ready_pass.h"
 
 namespace tessera {
 namespace {
@@ -22,44 +18,15 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kPollInterval = std::chrono::microseconds(50);
 constexpr auto kHealthInterval = std::chrono::milliseconds(20);
 
-// A plan of one pass made ready to run on this rank's GPU.
-struct ReadyPass {
-  PlanSpec spec;
-  RankProgram program;
-  SlotTable slots;
-  std::vector<DeviceBuffer> memory;  // of slots that are not external
-  std::optional<CudaComputer> computer;
-  std::optional<CudaExecutor> executor;
-  DeviceBuffer dense[kBackwardExternalSlots];  // copies of tensors that are not dense, made when first needed
-};
-
-// A tensor the caller gave for an external slot.
-struct Binding {
-  SlotId slot;
-  const char* name;
-  ConstTensorView view;
-  bool output;
-};
-
-TensorView Writable(const ConstTensorView& view) {
-  return {const_cast<void*>(view.data),
-          view.dtype,
-          view.space,
-          view.rows,
-          view.heads,
-          view.width,
-          view.row_stride,
-          view.head_stride};
+Status CheckVector(const char* name, const float* values, bool needed) {
+  if ((values != nullptr) == needed) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      name, needed ? " is null; the problem needs one number per head" : " is given; the problem needs none"));
 }
 
 Status CheckVectors(const Problem& problem, const CudaHeadVectors& vectors) {
-  const auto check = [](const char* name, const float* values, bool needed) {
-    if ((values != nullptr) == needed) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(
-        name, needed ? " is null; the problem needs one number per head" : " is given; the problem needs none"));
-  };
-  TESSERA_RETURN_IF_ERROR(check("alibi_slopes", vectors.alibi_slopes, problem.score.alibi));
-  return check("sinks", vectors.sinks, problem.score.sink);
+  TESSERA_RETURN_IF_ERROR(CheckVector("alibi_slopes", vectors.alibi_slopes, problem.score.alibi));
+  return CheckVector("sinks", vectors.sinks, problem.score.sink);
 }
 
 }  // namespace
@@ -68,97 +35,99 @@ struct CudaAttention::State {
   State(Communicator& control_comm, StreamCommunicator& data_comm, const CudaDevice& gpu)
       : control(control_comm), data(data_comm), device(gpu) {}
 
-  Status Prepare(ReadyPass& pass);
-  Status Submit(ReadyPass& pass, std::span<const Binding> bindings, const CudaHeadVectors& vectors,
-                CUstream_st* stream);
-  Status Wait(ReadyPass& pass);
+  Status Prepare(const PlanSpec& spec, const CudaAttentionOptions& options);
+  // Submits an execution and marks its end.
+  Status Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream);
+  Status SumSinkGradient(const CudaHeadVectors& vectors, float* gradient, CUstream_st* stream);
+  Status Wait();
 
   Communicator& control;
   StreamCommunicator& data;
-  CudaDevice device;
+  const CudaDevice device;
   CudaStream own;    // memory belongs to it: it waits for every execution, so that nothing in use is freed
   CudaEvent finish;  // of the last execution, on the caller's stream
   const cuda::AttendKernel* kernel = nullptr;
-  ReadyPass forward;
-  ReadyPass* running = nullptr;
-  Status failure;  // the first error; sticks
+  std::unique_ptr<CudaReadyPass> forward, backward;
+  DeviceBuffer sink_sum;             // [query_heads] fp32: this rank's part of the sinks' gradient
+  CudaReadyPass* running = nullptr;  // the last that was submitted
+  Status failure;                    // the first error; sticks
 };
 
-Status CudaAttention::State::Prepare(ReadyPass& pass) {
-  // Rounds follow from the programs of all ranks.
-  Plan plan = BuildPlan(pass.spec);
-  TESSERA_ASSIGN_OR_RETURN(const auto rounds, MessageRounds(plan));
-  pass.program = std::move(plan.programs[control.rank()]);
-  pass.slots = SlotTable::Unbound(pass.program, pass.spec.problem.dtype, MemorySpace::kDevice);
-  for (SlotId id = 0; id < static_cast<SlotId>(pass.program.slots.size()); ++id) {
-    const Slot& slot = pass.program.slots[id];
-    if (slot.external) continue;
-    TESSERA_ASSIGN_OR_RETURN(
-        pass.memory.emplace_back(),
-        DeviceBuffer::Allocate(device, slot.bytes(), absl::StrCat("plan slot ", id), own.handle()));
-    pass.slots.Bind(id, pass.memory.back().data());
+Status CudaAttention::State::Prepare(const PlanSpec& spec, const CudaAttentionOptions& options) {
+  if (data.size() != control.size() || data.rank() != control.rank()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the data communicator has this process as rank %d of %d, the control communicator as rank %d of %d",
+        data.rank(), data.size(), control.rank(), control.size()));
   }
-  TESSERA_ASSIGN_OR_RETURN(pass.computer, CudaComputer::Create(pass.spec.problem, pass.program, device, *kernel, own));
-  TESSERA_ASSIGN_OR_RETURN(pass.executor, CudaExecutor::Create(pass.program, rounds[control.rank()], device, data));
-  return own.Synchronize("preparing the plan's memory");
+  const Problem& problem = spec.problem;
+  const cuda::AttendTraits traits{problem.dtype, problem.qk_width, problem.v_width,
+                                  10 * device.capability().major + device.capability().minor};
+  TESSERA_ASSIGN_OR_RETURN(kernel, cuda::FindAttendKernel(traits, options.kernel));
+  TESSERA_ASSIGN_OR_RETURN(own, CudaStream::Create(device));
+  TESSERA_ASSIGN_OR_RETURN(finish, CudaEvent::Create(device));
+  TESSERA_ASSIGN_OR_RETURN(forward, CudaReadyPass::Create(spec, device, data, *kernel, nullptr, own));
+  if (!options.backward) return absl::OkStatus();
+  TESSERA_ASSIGN_OR_RETURN(const cuda::BackwardKernel* const backward_kernel,
+                           cuda::FindBackwardKernel(traits, options.kernel));
+  PlanSpec backward_spec = spec;
+  backward_spec.pass = Pass::kBackward;
+  TESSERA_ASSIGN_OR_RETURN(backward, CudaReadyPass::Create(backward_spec, device, data, *kernel, backward_kernel, own));
+  if (!problem.score.sink) return absl::OkStatus();
+  const int64_t bytes = problem.query_heads * static_cast<int64_t>(sizeof(float));
+  TESSERA_ASSIGN_OR_RETURN(sink_sum, DeviceBuffer::Allocate(device, bytes, "the gradient of the sinks", own.handle()));
+  return own.Synchronize("preparing the gradient of the sinks");
 }
 
-Status CudaAttention::State::Submit(ReadyPass& pass, std::span<const Binding> bindings, const CudaHeadVectors& vectors,
-                                    CUstream_st* stream) {
-  std::vector<TensorView> bound;
-  for (const Binding& binding : bindings) {
-    TensorView view = Writable(binding.view);  // plans never write to input slots: see Verify
-    if (!view.IsDense()) {
-      DeviceBuffer& copy = pass.dense[binding.slot];
-      if (copy.bytes() < view.bytes()) {
-        TESSERA_ASSIGN_OR_RETURN(
-            copy, DeviceBuffer::Allocate(device, view.bytes(), "a dense copy of a strided tensor", own.handle()));
-        TESSERA_RETURN_IF_ERROR(own.Synchronize("allocating a dense copy of a strided tensor"));
-      }
-      view = TensorView::Dense(copy.data(), view.dtype, view.rows, view.heads, view.width);
-      if (!binding.output) TESSERA_RETURN_IF_ERROR(CopyTensorAsync(binding.view, view, stream));
-    }
-    pass.slots.Bind(binding.slot, view.data);
-    bound.push_back(view);
-  }
+Status CudaAttention::State::Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
+  failure = [&]() -> Status {
+    TESSERA_RETURN_IF_ERROR(submit());
+    TESSERA_RETURN_IF_ERROR(finish.Record(stream));
+    return finish.MakeWait(own.handle());
+  }();
   running = &pass;
-  TESSERA_RETURN_IF_ERROR(pass.executor->Submit(pass.slots, *pass.computer, vectors, stream));
-  for (size_t i = 0; i < bindings.size(); ++i) {
-    if (!bindings[i].output || bound[i].data == bindings[i].view.data) continue;
-    TESSERA_RETURN_IF_ERROR(CopyTensorAsync(bound[i], Writable(bindings[i].view), stream));
-  }
-  TESSERA_RETURN_IF_ERROR(finish.Record(stream));
-  return finish.MakeWait(own.handle());
+  return failure;
 }
 
-Status CudaAttention::State::Wait(ReadyPass& pass) {
+// The sink is a key without a value; its gradient is a sum over all queries of all ranks, added in rank order.
+Status CudaAttention::State::SumSinkGradient(const CudaHeadVectors& vectors, float* gradient, CUstream_st* stream) {
+  TESSERA_RETURN_IF_ERROR(FillAsync(sink_sum.data(), 0, sink_sum.bytes(), stream));
+  auto* const local = reinterpret_cast<float*>(sink_sum.data());
+  const SlotTable& slots = backward->slots();
+  TESSERA_RETURN_IF_ERROR(
+      cuda::AddSinkGradient(slots.View(kResultLseSlot), slots.View(kOwnDeltaSlot), vectors.sinks, local, stream));
+  const auto heads = static_cast<size_t>(backward->spec().problem.query_heads);
+  return data.AllReduceSum({local, heads}, {gradient, heads}, stream);
+}
+
+Status CudaAttention::State::Wait() {
   CudaExecutor::Position position;
   const auto poll = [&]() -> Status {
     auto next_health = Clock::now();
     for (;;) {
       TESSERA_ASSIGN_OR_RETURN(const bool over, finish.Done());
       if (over) return absl::OkStatus();
-      TESSERA_ASSIGN_OR_RETURN(position, pass.executor->Where());
+      TESSERA_ASSIGN_OR_RETURN(position, running->executor().Where());
       control.ReportProgress({position.communicates ? RankState::kWaiting : RankState::kComputing, position.step});
-      if (Clock::now() >= next_health) {
+      if (const auto now = Clock::now(); now >= next_health) {
         TESSERA_RETURN_IF_ERROR(data.Poll());
         TESSERA_RETURN_IF_ERROR(control.Health());
-        next_health = Clock::now() + kHealthInterval;
+        next_health = now + kHealthInterval;
       }
       std::this_thread::sleep_for(kPollInterval);
     }
   };
-  const Status status = poll();
+  Status status = poll();
   if (status.ok()) {
     control.ReportProgress({RankState::kIdle, -1});
     return status;
   }
+  const RankProgram& program = running->program();
+  const std::string where = position.step == kNone ? "end" : std::string(KindName(program.steps[position.step].body));
   control.ReportProgress({RankState::kFailed, position.step});
+  status = Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program.rank, position.step, where,
+                                                 std::string(status.message())));
   data.Abort(status);
-  const std::string kind =
-      position.step == kNone ? "start" : std::string(KindName(pass.program.steps[position.step].body));
-  return Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", pass.program.rank, position.step, kind,
-                                               std::string(status.message())));
+  return status;
 }
 
 CudaAttention::CudaAttention(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -168,7 +137,8 @@ StatusOr<std::unique_ptr<CudaAttention>> CudaAttention::Create(Communicator& con
                                                                const CudaDevice& device, const PlanSpec& spec,
                                                                const CudaAttentionOptions& options) {
   TESSERA_RETURN_IF_ERROR(AgreeOnHash(control, Hash(spec.problem), "problem"));
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(control, Hash(spec), "plan"));
+  // Whether there is a backward pass is part of what all ranks must do alike.
+  TESSERA_RETURN_IF_ERROR(AgreeOnHash(control, Hash(spec) + (options.backward ? 1 : 0), "plan"));
   // From here on every rank sees the same spec, so these checks give the same answer everywhere.
   TESSERA_RETURN_IF_ERROR(Validate(spec.problem));
   if (control.size() != spec.mesh.size()) {
@@ -176,21 +146,7 @@ StatusOr<std::unique_ptr<CudaAttention>> CudaAttention::Create(Communicator& con
                                                       spec.mesh.size(), spec.mesh.ToString(), control.size()));
   }
   auto state = std::make_unique<State>(control, data, device);
-  state->forward.spec = spec;
-  const Status local = [&]() -> Status {
-    if (data.size() != control.size() || data.rank() != control.rank()) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "the data communicator has this process as rank %d of %d, the control communicator as %d of %d", data.rank(),
-          data.size(), control.rank(), control.size()));
-    }
-    const cuda::AttendTraits traits{spec.problem.dtype, spec.problem.qk_width, spec.problem.v_width,
-                                    10 * device.capability().major + device.capability().minor};
-    TESSERA_ASSIGN_OR_RETURN(state->kernel, cuda::FindAttendKernel(traits, options.kernel));
-    TESSERA_ASSIGN_OR_RETURN(state->own, CudaStream::Create(device));
-    TESSERA_ASSIGN_OR_RETURN(state->finish, CudaEvent::Create(device));
-    return state->Prepare(state->forward);
-  }();
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(control, local, "preparing to execute the plan"));
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(control, state->Prepare(spec, options), "preparing to execute the plan"));
   return std::unique_ptr<CudaAttention>(new CudaAttention(std::move(state)));
 }
 
@@ -199,36 +155,67 @@ Status CudaAttention::Forward(const ConstTensorView& query, const ConstTensorVie
                               CUstream_st* stream) {
   State& state = *state_;
   TESSERA_RETURN_IF_ERROR(state.failure);
-  const Problem& problem = state.forward.spec.problem;
+  CudaReadyPass& pass = *state.forward;
+  const Problem& problem = pass.spec().problem;
   const Binding bindings[] = {{kQuerySlot, "query", query, false},
                               {kKeySlot, "key", key, false},
                               {kValueSlot, "value", value, false},
                               {kResultSlot, "output", output, true},
                               {kResultLseSlot, "lse", lse, true}};
-  for (const Binding& b : bindings) {
-    const DType dtype = b.slot == kResultLseSlot ? DType::kFloat32 : problem.dtype;
-    TESSERA_RETURN_IF_ERROR(
-        CheckTensor(b.name, b.view, state.forward.program.slots[b.slot], dtype, MemorySpace::kDevice));
-  }
+  TESSERA_RETURN_IF_ERROR(CheckBindings(bindings, pass.program().slots, problem.dtype, MemorySpace::kDevice));
   TESSERA_RETURN_IF_ERROR(CheckVectors(problem, vectors));
-  state.failure = state.Submit(state.forward, bindings, vectors, stream);
-  return state.failure;
+  return state.Execute(
+      pass, [&] { return pass.Submit(bindings, vectors, stream); }, stream);
+}
+
+Status CudaAttention::Backward(const CudaBackwardTensors& tensors, const CudaHeadVectors& vectors,
+                               CUstream_st* stream) {
+  State& state = *state_;
+  TESSERA_RETURN_IF_ERROR(state.failure);
+  if (state.backward == nullptr) {
+    return absl::FailedPreconditionError("backward: this attention was created without options.backward");
+  }
+  if (state.running == nullptr) {
+    return absl::FailedPreconditionError(
+        "backward: forward has not run; it produces the output and lse that backward reads");
+  }
+  CudaReadyPass& pass = *state.backward;
+  const Problem& problem = pass.spec().problem;
+  const Binding bindings[] = {{kQuerySlot, "query", tensors.query, false},
+                              {kKeySlot, "key", tensors.key, false},
+                              {kValueSlot, "value", tensors.value, false},
+                              {kResultSlot, "output", tensors.output, false},
+                              {kResultLseSlot, "lse", tensors.lse, false},
+                              {kOutputGradientSlot, "output_gradient", tensors.output_gradient, false},
+                              {kQueryGradientSlot, "query_gradient", tensors.query_gradient, true},
+                              {kKeyGradientSlot, "key_gradient", tensors.key_gradient, true},
+                              {kValueGradientSlot, "value_gradient", tensors.value_gradient, true}};
+  TESSERA_RETURN_IF_ERROR(CheckBindings(bindings, pass.program().slots, problem.dtype, MemorySpace::kDevice));
+  TESSERA_RETURN_IF_ERROR(CheckOutputsApart(bindings));
+  TESSERA_RETURN_IF_ERROR(CheckVectors(problem, vectors));
+  TESSERA_RETURN_IF_ERROR(CheckVector("sink_gradient", tensors.sink_gradient, problem.score.sink));
+  const auto submit = [&]() -> Status {
+    TESSERA_RETURN_IF_ERROR(pass.Submit(bindings, vectors, stream));
+    return problem.score.sink ? state.SumSinkGradient(vectors, tensors.sink_gradient, stream) : absl::OkStatus();
+  };
+  return state.Execute(pass, submit, stream);
 }
 
 Status CudaAttention::Synchronize() {
   State& state = *state_;
-  if (state.failure.ok() && state.running != nullptr) state.failure = state.Wait(*state.running);
+  if (state.failure.ok() && state.running != nullptr) state.failure = state.Wait();
   return state.failure;
 }
 
 const RankProgram& CudaAttention::program() const {
-  return state_->forward.program;
+  return state_->forward->program();
 }
 std::string_view CudaAttention::kernel_name() const {
   return state_->kernel->name();
 }
 int64_t CudaAttention::slot_bytes() const {
-  return state_->forward.program.SlotBytes();
+  const State& state = *state_;
+  return state.forward->program().SlotBytes() + (state.backward ? state.backward->program().SlotBytes() : 0);
 }
 
 }  // namespace tessera

@@ -12,12 +12,23 @@
 #include "runtime/base/status.h"
 #include "runtime/base/tensor.h"
 #include "runtime/device/cuda/device.h"
-#include "runtime/engine/cuda/computer.h"
+#include "runtime/engine/cuda/attention_computer.h"
 
 namespace tessera {
 
 struct CudaAttentionOptions {
-  std::string kernel;  // implementation by name; empty = the fastest that serves problem and GPU
+  std::string kernel;     // implementation by name; empty = the fastest that serves problem and GPU
+  bool backward = false;  // also prepare Backward(): its plan and slots
+};
+
+// The caller's tensors of a backward pass, as BackwardTensors but in device memory.
+struct CudaBackwardTensors {
+  ConstTensorView query, key, value;  // as given to Forward
+  ConstTensorView output;             // what Forward returned
+  ConstTensorView lse;
+  ConstTensorView output_gradient;
+  TensorView query_gradient, key_gradient, value_gradient;
+  float* sink_gradient = nullptr;  // [query_heads] fp32 device memory, summed over all ranks; null without sinks
 };
 
 // One rank's end. Not thread-safe; one execution at a time. Every thread that calls it has made `device` current.
@@ -37,6 +48,11 @@ class CudaAttention {
   // whose shape, dtype or memory space is wrong, or a vector that is missing.
   Status Forward(const ConstTensorView& query, const ConstTensorView& key, const ConstTensorView& value,
                  const TensorView& output, const TensorView& lse, const CudaHeadVectors& vectors, CUstream_st* stream);
+
+  // Collective, like Forward; needs options.backward and an earlier Forward (FailedPrecondition otherwise). Gradients
+  // are overwritten; InvalidArgument when one overlaps another tensor. Key and value gradients are summed in fp32 in a
+  // fixed order and rounded once.
+  Status Backward(const CudaBackwardTensors& tensors, const CudaHeadVectors& vectors, CUstream_st* stream);
 
   // Waits for the last execution and watches GPU, NCCL and peers meanwhile: an error of any of them, or a peer that
   // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU

@@ -115,8 +115,7 @@ Status CudaExecutor::SubmitRound(const StreamAction& action, const SlotTable& sl
   return absl::OkStatus();
 }
 
-Status CudaExecutor::Submit(const SlotTable& slots, const CudaComputer& computer, const CudaHeadVectors& vectors,
-                            CUstream_st* stream) {
+Status CudaExecutor::Submit(const SlotTable& slots, const CudaStepComputer& computer, CUstream_st* stream) {
   CUstream_st* const messages = messages_.handle();
   TESSERA_RETURN_IF_ERROR(start_.Record(stream));
   TESSERA_RETURN_IF_ERROR(start_.MakeWait(messages));
@@ -129,7 +128,7 @@ Status CudaExecutor::Submit(const SlotTable& slots, const CudaComputer& computer
       TESSERA_RETURN_IF_ERROR(SubmitRound(action, slots));
       last_round = i;
     } else {
-      TESSERA_RETURN_IF_ERROR(computer.Launch(action.steps[0], slots, vectors, stream));
+      TESSERA_RETURN_IF_ERROR(computer.Launch(action.steps[0], slots, stream));
     }
     TESSERA_RETURN_IF_ERROR(ends_[i].Record(own));
   }

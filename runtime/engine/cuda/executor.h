@@ -7,7 +7,7 @@
 #include "collectives/stream_communicator.h"
 #include "partition/plan.h"
 #include "runtime/device/cuda/stream.h"
-#include "runtime/engine/cuda/computer.h"
+#include "runtime/engine/cuda/step_computer.h"
 #include "runtime/engine/stream_schedule.h"
 
 namespace tessera {
@@ -19,8 +19,7 @@ class CudaExecutor {
                                        const CudaDevice& device, StreamCommunicator& data);
 
   // Submits every step once, after what `stream` holds and before what it is given later. Slots stay bound until then.
-  Status Submit(const SlotTable& slots, const CudaComputer& computer, const CudaHeadVectors& vectors,
-                CUstream_st* stream);
+  Status Submit(const SlotTable& slots, const CudaStepComputer& computer, CUstream_st* stream);
 
   // How far the device is with what was submitted last.
   struct Position {

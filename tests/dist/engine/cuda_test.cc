@@ -52,42 +52,119 @@ Problem Served(Problem problem, std::mt19937_64& generator) {
   return problem;
 }
 
-// Runs this rank's part, `runs` times over. `gap`: elements between the rows of the caller's tensors.
-Status RunOnGpu(Gpu& gpu, const PlanSpec& spec, const testing::Tensors& tensors, int64_t gap, int runs,
-                testing::Result& result) {
+// One rank's shards on its GPU.
+class Shards {
+ public:
+  // `gap`: elements between the rows of the caller's tensors.
+  Shards(Gpu& gpu, const PlanSpec& spec, const testing::Tensors& tensors, int64_t gap)
+      : gpu_(gpu),
+        spec_(spec),
+        rank_(gpu.control->rank()),
+        gap_(gap),
+        in_(spec, rank_, tensors),
+        output_(spec.problem.dtype, spec.query_layout.rows(rank_), spec.problem.query_heads, spec.problem.v_width),
+        lse_(DType::kFloat32, spec.query_layout.rows(rank_), spec.problem.query_heads, 1) {}
+
+  Status Upload(const testing::Tensors& tensors) {
+    for (testing::PoisonedTensor* tensor : {&in_.query, &in_.key, &in_.value, &output_, &lse_}) {
+      TESSERA_RETURN_IF_ERROR(Add(*tensor));
+    }
+    TESSERA_ASSIGN_OR_RETURN(slopes_, testing::DeviceNumbers(gpu_.device, gpu_.stream, tensors.alibi_slopes));
+    TESSERA_ASSIGN_OR_RETURN(sinks_, testing::DeviceNumbers(gpu_.device, gpu_.stream, tensors.sinks));
+    return absl::OkStatus();
+  }
+  // Adds a tensor to those on the device.
+  Status Add(const testing::PoisonedTensor& tensor) {
+    TESSERA_ASSIGN_OR_RETURN(DeviceTensor made, DeviceTensor::Create(gpu_.device, gpu_.stream, tensor.view(), gap_));
+    on_device_.push_back(std::move(made));
+    return on_device_.back().Fill(tensor.view(), gpu_.stream);
+  }
+  const TensorView& view(int i) const { return on_device_[i].view(); }
+  CudaHeadVectors vectors() const {
+    return {reinterpret_cast<const float*>(slopes_.data()), reinterpret_cast<const float*>(sinks_.data())};
+  }
+  Status Forward(CudaAttention& attention) {
+    return attention.Forward(view(0), view(1), view(2), view(3), view(4), vectors(), gpu_.stream.handle());
+  }
+  Status Fetch(int i, testing::PoisonedTensor& tensor, const Layout& layout, std::vector<double>& whole) {
+    TESSERA_RETURN_IF_ERROR(on_device_[i].Fetch(tensor.view(), gpu_.stream));
+    TESSERA_RETURN_IF_ERROR(gpu_.stream.Synchronize("fetching a tensor"));
+    testing::Scatter(tensor.view(), layout, rank_, whole);
+    return absl::OkStatus();
+  }
+  Status FetchResult(testing::Result& result) {
+    TESSERA_RETURN_IF_ERROR(Fetch(3, output_, spec_.query_layout, result.output));
+    return Fetch(4, lse_, spec_.query_layout, result.lse);
+  }
+
+ private:
+  Gpu& gpu_;
+  const PlanSpec& spec_;
+  const int rank_;
+  const int64_t gap_;
+  testing::LocalInputs in_;
+  testing::PoisonedTensor output_, lse_;
+  std::vector<DeviceTensor> on_device_;  // query, key, value, output, lse, and what is added
+  DeviceBuffer slopes_, sinks_;
+};
+
+Status RunForward(Gpu& gpu, const PlanSpec& spec, const testing::Tensors& tensors, int64_t gap, int runs,
+                  testing::Result& result) {
+  Shards shards(gpu, spec, tensors, gap);
+  TESSERA_RETURN_IF_ERROR(shards.Upload(tensors));
+  TESSERA_ASSIGN_OR_RETURN(const auto attention, CudaAttention::Create(*gpu.control, *gpu.data, gpu.device, spec));
+  for (int run = 0; run < runs; ++run) TESSERA_RETURN_IF_ERROR(shards.Forward(*attention));
+  TESSERA_RETURN_IF_ERROR(attention->Synchronize());
+  return shards.FetchResult(result);
+}
+
+Status RunBackward(Gpu& gpu, const PlanSpec& spec, const testing::Tensors& tensors,
+                   const testing::OutputGradient& output_gradient, int64_t gap, testing::Gradients& gradients) {
   const Problem& p = spec.problem;
   const int rank = gpu.control->rank();
-  testing::LocalInputs in(spec, rank, tensors);
-  testing::PoisonedTensor output(p.dtype, spec.query_layout.rows(rank), p.query_heads, p.v_width);
-  testing::PoisonedTensor lse(DType::kFloat32, spec.query_layout.rows(rank), p.query_heads, 1);
-  std::vector<DeviceTensor> on_device;
-  for (testing::PoisonedTensor* tensor : {&in.query, &in.key, &in.value, &output, &lse}) {
-    TESSERA_ASSIGN_OR_RETURN(on_device.emplace_back(),
-                             DeviceTensor::Create(gpu.device, gpu.stream, tensor->view(), gap));
-    TESSERA_RETURN_IF_ERROR(on_device.back().Fill(tensor->view(), gpu.stream));
-  }
-  TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer slopes,
-                           testing::DeviceNumbers(gpu.device, gpu.stream, tensors.alibi_slopes));
-  TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer sinks, testing::DeviceNumbers(gpu.device, gpu.stream, tensors.sinks));
-  const CudaHeadVectors vectors{reinterpret_cast<const float*>(slopes.data()),
-                                reinterpret_cast<const float*>(sinks.data())};
-  TESSERA_ASSIGN_OR_RETURN(const auto attention, CudaAttention::Create(*gpu.control, *gpu.data, gpu.device, spec));
-  for (int run = 0; run < runs; ++run) {
-    TESSERA_RETURN_IF_ERROR(attention->Forward(on_device[0].view(), on_device[1].view(), on_device[2].view(),
-                                               on_device[3].view(), on_device[4].view(), vectors, gpu.stream.handle()));
-  }
+  const int64_t query_rows = spec.query_layout.rows(rank), key_rows = spec.key_layout.rows(rank);
+  Shards shards(gpu, spec, tensors, gap);
+  TESSERA_RETURN_IF_ERROR(shards.Upload(tensors));
+  testing::PoisonedTensor incoming(p.dtype, query_rows, p.query_heads, p.v_width);
+  testing::Gather(ConstTensorView::Dense(output_gradient.data(), p.dtype, p.query_tokens, p.query_heads, p.v_width),
+                  spec.query_layout, rank, incoming);
+  testing::PoisonedTensor query(p.dtype, query_rows, p.query_heads, p.qk_width);
+  testing::PoisonedTensor key(p.dtype, key_rows, p.kv_heads, p.qk_width);
+  testing::PoisonedTensor value(p.dtype, key_rows, p.kv_heads, p.v_width);
+  for (const auto* tensor : {&incoming, &query, &key, &value}) TESSERA_RETURN_IF_ERROR(shards.Add(*tensor));
+  std::vector<float> sink(p.score.sink ? p.query_heads : 0, NAN);
+  TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer sink_gradient, testing::DeviceNumbers(gpu.device, gpu.stream, sink));
+
+  TESSERA_ASSIGN_OR_RETURN(const auto attention, CudaAttention::Create(*gpu.control, *gpu.data, gpu.device, spec,
+                                                                       {.kernel = "", .backward = true}));
+  TESSERA_RETURN_IF_ERROR(shards.Forward(*attention));
+  const CudaBackwardTensors tensors_of_pass{
+      shards.view(0), shards.view(1), shards.view(2), shards.view(3), shards.view(4),
+      shards.view(5), shards.view(6), shards.view(7), shards.view(8), reinterpret_cast<float*>(sink_gradient.data())};
+  TESSERA_RETURN_IF_ERROR(attention->Backward(tensors_of_pass, shards.vectors(), gpu.stream.handle()));
   TESSERA_RETURN_IF_ERROR(attention->Synchronize());
-  TESSERA_RETURN_IF_ERROR(on_device[3].Fetch(output.view(), gpu.stream));
-  TESSERA_RETURN_IF_ERROR(on_device[4].Fetch(lse.view(), gpu.stream));
-  TESSERA_RETURN_IF_ERROR(gpu.stream.Synchronize("fetching the result"));
-  testing::Scatter(output.view(), spec.query_layout, rank, result.output);
-  testing::Scatter(lse.view(), spec.query_layout, rank, result.lse);
+  TESSERA_RETURN_IF_ERROR(shards.Fetch(6, query, spec.query_layout, gradients.query));
+  TESSERA_RETURN_IF_ERROR(shards.Fetch(7, key, spec.key_layout, gradients.key));
+  TESSERA_RETURN_IF_ERROR(shards.Fetch(8, value, spec.key_layout, gradients.value));
+  if (!sink.empty()) {
+    TESSERA_RETURN_IF_ERROR(CopyAsync(sink.data(), sink_gradient.data(), sink_gradient.bytes(), gpu.stream.handle()));
+    TESSERA_RETURN_IF_ERROR(gpu.stream.Synchronize("fetching the sinks' gradient"));
+  }
+  gradients.sink.assign(sink.begin(), sink.end());
   return absl::OkStatus();
 }
 
+// The bytes that all ranks received, which stay far below 2^24, so that a float sum is exact.
+int64_t ReceivedByAll(Gpu& gpu) {
+  const auto received = static_cast<float>(gpu.data->traffic().bytes_received);
+  float total = 0;
+  auto request = gpu.control->AllReduceSum({&received, 1}, {&total, 1});
+  EXPECT_TRUE(request.ok() && Wait(*gpu.control, *request, "summing traffic").ok());
+  return static_cast<int64_t>(total);
+}
+
 TEST_F(Cuda, EveryStrategyMatchesFp64AndCountsItsBytes) {
-  Communicator& control = *gpu().control;
-  const int ranks = control.size();
+  const int ranks = gpu().control->size();
   for (int i = 0; i < 8; ++i) {
     const std::string name = absl::StrCat("engine/cuda/", ranks, "/", i);
     auto generator = testing::GeneratorFor(name);
@@ -100,16 +177,33 @@ TEST_F(Cuda, EveryStrategyMatchesFp64AndCountsItsBytes) {
       testing::Result result = testing::EmptyResult(problem);
       gpu().data->ResetTraffic();
       const int runs = i % 3 == 0 ? 2 : 1;
-      const Status status = RunOnGpu(gpu(), *spec, tensors, i % 2 == 0 ? 0 : 8, runs, result);
+      const Status status = RunForward(gpu(), *spec, tensors, i % 2 == 0 ? 0 : 8, runs, result);
       ASSERT_TRUE(status.ok()) << status;
-      ASSERT_TRUE(testing::GatherResult(control, *spec, result).ok());
+      ASSERT_TRUE(testing::GatherResult(*gpu().control, *spec, result).ok());
       EXPECT_EQ(testing::Judge(problem, tensors, result), "");
-      // Counts stay far below 2^24, so a float sum is exact.
-      const auto received = static_cast<float>(gpu().data->traffic().bytes_received);
-      float total = 0;
-      auto request = control.AllReduceSum({&received, 1}, {&total, 1});
-      ASSERT_TRUE(request.ok() && Wait(control, *request, "summing traffic").ok());
-      EXPECT_EQ(static_cast<int64_t>(total), runs * PredictedBytes(*spec));
+      EXPECT_EQ(ReceivedByAll(gpu()), runs * PredictedBytes(*spec));
+    }
+  }
+}
+
+TEST_F(Cuda, EveryStrategysGradientsMatchFp64) {
+  const int ranks = gpu().control->size();
+  for (int i = 0; i < 4; ++i) {
+    const std::string name = absl::StrCat("engine/cuda/backward/", ranks, "/", i);
+    auto generator = testing::GeneratorFor(name);
+    const Problem problem = Served(testing::RandomProblem(generator, 90), generator);
+    const testing::Tensors tensors = testing::RandomTensors(problem, generator);
+    const testing::OutputGradient output_gradient = testing::RandomOutputGradient(problem, generator);
+    const testing::GradientJudge judge(problem, tensors, output_gradient);
+    for (const std::string& strategy : StrategyNames(ranks)) {
+      SCOPED_TRACE(absl::StrCat(name, " ", strategy, " ", problem.ToString()));
+      const auto spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks});
+      ASSERT_TRUE(spec.ok()) << spec.status();
+      testing::Gradients gradients = testing::EmptyGradients(problem);
+      const Status status = RunBackward(gpu(), *spec, tensors, output_gradient, i % 2 == 0 ? 0 : 8, gradients);
+      ASSERT_TRUE(status.ok()) << status;
+      ASSERT_TRUE(testing::GatherGradients(*gpu().control, *spec, gradients).ok());
+      EXPECT_EQ(judge.Judge(gradients), "");
     }
   }
 }
