@@ -73,17 +73,20 @@ StatusOr<bool> Attend(const Flags& flags, const Context& context) {
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, AnyUsable(candidates), "choosing a strategy"));
 
   RunOptions options;
+  options.device = flags.execution.device;
   options.kernel = context.Kernel(flags.execution.kernel);
   options.threads = context.Threads(flags.execution.threads);
   options.trace = !flags.trace.empty();
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(problem, options.kernel), "choosing a kernel"));
+  // The CPU's kernels compute the truth and the plain error, whatever computes the result.
+  const std::string cpu_kernel = options.device == Device::kCpu ? options.kernel : "";
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(problem, cpu_kernel), "choosing a kernel"));
 
   const std::vector<int64_t> rows = SampleRows(problem.query_tokens, flags.verify_rows);
   std::optional<Truth> truth;
   Status status;
   if (context.root() && !rows.empty()) {
     progress.Say(absl::StrCat("recomputing ", rows.size(), " rows in fp64"));
-    StatusOr<Truth> computed = ComputeTruth(problem, *prepared->input, rows, options.kernel, UsableCores());
+    StatusOr<Truth> computed = ComputeTruth(problem, *prepared->input, rows, cpu_kernel, UsableCores());
     status = computed.status();
     if (computed.ok()) truth = *std::move(computed);
   }
@@ -139,6 +142,7 @@ void AddAttendCommand(CLI::App& app, Selection& selection) {
   AddMaskFlags(*command, flags->problem);
   AddStrategyFlag(*command, flags->execution);
   AddExecutionFlags(*command, flags->execution);
+  AddDeviceFlag(*command, flags->execution);
   command->footer(
       "Examples:\n"
       "  mpirun -n 4 tessera attend --input qkv.safetensors --output out.safetensors\n"
@@ -151,6 +155,9 @@ void AddAttendCommand(CLI::App& app, Selection& selection) {
     }
     if (flags->execution.strategy == "all" && (!flags->output.empty() || !flags->trace.empty())) {
       throw CLI::ValidationError("attend", "--strategy all compares strategies; --output and --trace need one of them");
+    }
+    if (!flags->trace.empty() && flags->execution.device == Device::kCuda) {
+      throw CLI::ValidationError("attend", "--trace records the steps of CPUs; with --device cuda there is none");
     }
     selection = {[flags](const Context& context) { return Attend(*flags, context); }, flags->execution.deadline_seconds,
                  /*needs_ranks=*/true};

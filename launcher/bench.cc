@@ -68,7 +68,8 @@ class Report {
                 speed_up > 0 ? absl::StrFormat("%.0f%%", 100 * speed_up / sample.ranks) : "-",
                 absl::StrCat(report.bytes_counted), absl::StrCat(report.bytes_predicted),
                 report.peak_bytes < 0 ? "unknown" : FormatBytes(static_cast<double>(report.peak_bytes)),
-                FormatBytes(static_cast<double>(report.slot_bytes)), absl::StrFormat("%.0f%%", 100 * report.overlap),
+                FormatBytes(static_cast<double>(report.slot_bytes)),
+                report.overlap ? absl::StrFormat("%.0f%%", 100 * *report.overlap) : "unknown",
                 checked ? FormatError(sample.verdict.errors.relative) : "-",
                 checked ? FormatError(sample.plain.relative) : "-", report.kernel, Describe(sample.verdict)});
     records_ += ToJsonLine(sample, spec) + "\n";
@@ -183,21 +184,24 @@ StatusOr<bool> Scaling(const Flags& flags, const Context& context) {
 
   Bench bench{flags, *problem, GeneratedInput(flags.seed), SampleRows(problem->query_tokens, flags.verify_rows), {},
               {},    {}};
+  bench.options.device = flags.execution.device;
   bench.options.kernel = context.Kernel(flags.execution.kernel);
   bench.options.threads = context.Threads(flags.execution.threads);
   bench.options.repeats = flags.repeats;
   bench.options.backward = flags.backward;
   bench.options.gradient_rows = bench.rows;
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(*problem, bench.options.kernel), "choosing a kernel"));
+  // The CPU's kernels compute the truth and the plain error, whatever computes the result.
+  const std::string cpu_kernel = bench.options.device == Device::kCpu ? bench.options.kernel : "";
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, CheckKernel(*problem, cpu_kernel), "choosing a kernel"));
   Status status;
   if (context.root() && !bench.rows.empty()) {
     progress.Say(absl::StrCat("recomputing ", bench.rows.size(), " rows in fp64"));
-    StatusOr<Truth> truth = ComputeTruth(*problem, bench.input, bench.rows, bench.options.kernel, UsableCores());
+    StatusOr<Truth> truth = ComputeTruth(*problem, bench.input, bench.rows, cpu_kernel, UsableCores());
     status = truth.status();
     if (truth.ok()) bench.truth = *std::move(truth);
     if (truth.ok() && flags.backward) {
       StatusOr<GradientTruth> gradients =
-          ComputeGradientTruth(*problem, bench.input, bench.rows, bench.options.kernel, UsableCores());
+          ComputeGradientTruth(*problem, bench.input, bench.rows, cpu_kernel, UsableCores());
       status = gradients.status();
       if (gradients.ok()) bench.gradient_truth = *std::move(gradients);
     }
@@ -245,6 +249,7 @@ void AddScalingBench(CLI::App& bench, Selection& selection) {
   AddMaskFlags(*command, flags->problem);
   AddStrategyFlag(*command, flags->execution);
   AddExecutionFlags(*command, flags->execution);
+  AddDeviceFlag(*command, flags->execution);
   command->add_flag("--backward", flags->backward,
                     "also measure the backward pass, in a row of its own whose error is the largest of dq, dk and dv");
   command->add_option("--repeat", flags->repeats, "executions per row, of which the median counts")

@@ -106,6 +106,13 @@ void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags) {
       ->check(CLI::Range(0.1, 86400.0));
 }
 
+void AddDeviceFlag(CLI::App& command, ExecutionFlags& flags) {
+  static const std::map<std::string, Device> kDevices = {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
+  command.add_option("--device", flags.device, "where attention is computed: cpu, or cuda (one GPU per rank)")
+      ->transform(CLI::CheckedTransformer(kDevices))
+      ->default_str("cpu");
+}
+
 StatusOr<Mask> ParseMask(const std::string& text, int64_t query_tokens, int64_t key_tokens) {
   if (text == "causal") return Mask::Causal(query_tokens, key_tokens);
   if (text == "full") return Mask::Full(query_tokens, key_tokens);

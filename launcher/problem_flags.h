@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launcher/command.h"
+#include "launcher/pass_runner.h"
 #include "partition/planner.h"
 #include "partition/problem.h"
 
@@ -28,6 +29,7 @@ void AddMaskFlags(CLI::App& command, ProblemFlags& flags);   // --mask --scale -
 void AddShapeFlags(CLI::App& command, ProblemFlags& flags);  // --seq --heads --kv-heads --dim --v-dim --dtype
 
 struct ExecutionFlags {
+  Device device = Device::kCpu;
   std::string strategy = "auto";
   std::string kernel;
   int threads = 0;
@@ -35,6 +37,7 @@ struct ExecutionFlags {
 };
 void AddStrategyFlag(CLI::App& command, ExecutionFlags& flags);
 void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags);  // --kernel --threads --deadline
+void AddDeviceFlag(CLI::App& command, ExecutionFlags& flags);      // --device
 
 // "causal", "full", "window:W" (each query attends its last W tokens, itself included) or "documents:FILE" (causal
 // within each document; FILE lists the boundaries as integers). InvalidArgument names the text and what is allowed.
@@ -47,7 +50,7 @@ StatusOr<Problem> MakeProblem(const ProblemFlags& flags);
 // Adds the mask and score flags to a problem whose shape is known.
 Status CompleteProblem(const ProblemFlags& flags, Problem& problem);
 
-// FailedPrecondition, with every kernel's reason, when none (or not the one called `kernel`) serves the problem.
+// FailedPrecondition, with every CPU kernel's reason, when none (or not the one called `kernel`) serves the problem.
 Status CheckKernel(const Problem& problem, const std::string& kernel);
 
 // A strategy and its plan, or why there is none.

@@ -6,16 +6,9 @@
 #include "collectives/agreement.h"
 #include "launcher/host.h"
 #include "partition/cost.h"
-#include "runtime/device/stream.h"
-#include "runtime/engine/attention.h"
 
 namespace tessera::launcher {
 namespace {
-
-struct LocalTensors {
-  HostTensor query, key, value, output, lse;
-  HostTensor output_gradient, query_gradient, key_gradient, value_gradient;  // with the backward pass only
-};
 
 StatusOr<LocalTensors> Load(const PlanSpec& spec, int rank, const InputSource& input) {
   const Problem& problem = spec.problem;
@@ -55,35 +48,21 @@ Status LoadBackward(const PlanSpec& spec, int rank, const InputSource& input, co
   return absl::OkStatus();
 }
 
-// What every rank tells about one execution.
-struct Sample {
-  double seconds = 0;
-  double compute_seconds = 0;
-  double exposed_seconds = 0;
-  int64_t bytes_received = 0;
-  int64_t slot_bytes = 0;
-};
 struct Repeat {
   double seconds = 0;
-  std::vector<Sample> ranks;
+  std::vector<PassCost> ranks;
 };
 
-// Runs one pass, which `start` puts on the stream.
-template <typename Start>
-StatusOr<Repeat> Execute(Communicator& comm, Attention& attention, CpuStream& stream, const Start& start) {
+StatusOr<Repeat> Execute(Communicator& comm, PassRunner& runner, Pass pass) {
   TESSERA_ASSIGN_OR_RETURN(Request barrier, comm.Barrier());
   TESSERA_RETURN_IF_ERROR(Wait(comm, barrier, "the others to start"));
-  Status status = start();
-  if (status.ok()) status = stream.Synchronize();
+  const StatusOr<PassCost> mine = runner.Run(pass);
   // The executor ends idle; what follows may take long again.
-  if (status.ok()) comm.ReportProgress({RankState::kComputing, -1});
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "executing the plan"));
-  const ExecutionStats& stats = attention.stats();
-  const Sample mine{stats.seconds, stats.compute_seconds, stats.exposed_seconds, stats.traffic.bytes_received,
-                    stats.slot_bytes};
+  if (mine.ok()) comm.ReportProgress({RankState::kComputing, -1});
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, mine.status(), "executing the plan"));
   Repeat repeat;
-  TESSERA_ASSIGN_OR_RETURN(repeat.ranks, AllGatherValue(comm, mine, "executing the plan"));
-  for (const Sample& sample : repeat.ranks) repeat.seconds = std::max(repeat.seconds, sample.seconds);
+  TESSERA_ASSIGN_OR_RETURN(repeat.ranks, AllGatherValue(comm, *mine, "executing the plan"));
+  for (const PassCost& cost : repeat.ranks) repeat.seconds = std::max(repeat.seconds, cost.seconds);
   return repeat;
 }
 
@@ -92,13 +71,17 @@ RunReport Summarise(const PlanSpec& spec, std::vector<Repeat> repeats, const std
   const Repeat& median = repeats[repeats.size() / 2];
   RunReport report;
   report.seconds = median.seconds;
-  for (const Sample& sample : median.ranks) {
-    report.compute_seconds = std::max(report.compute_seconds, sample.compute_seconds);
-    report.bytes_counted += sample.bytes_received;
-    report.slot_bytes = std::max(report.slot_bytes, sample.slot_bytes);
+  double compute_seconds = 0;
+  for (const PassCost& cost : median.ranks) {
+    compute_seconds = std::max(compute_seconds, cost.compute_seconds);
+    report.bytes_counted += cost.bytes_received;
+    report.slot_bytes = std::max(report.slot_bytes, cost.slot_bytes);
   }
-  const Sample& slowest = *std::ranges::max_element(median.ranks, {}, &Sample::seconds);
-  report.overlap = slowest.seconds > 0 ? 1 - slowest.exposed_seconds / slowest.seconds : 1;
+  const PassCost& slowest = *std::ranges::max_element(median.ranks, {}, &PassCost::seconds);
+  if (slowest.split_known) {
+    report.compute_seconds = compute_seconds;
+    report.overlap = slowest.seconds > 0 ? 1 - slowest.exposed_seconds / slowest.seconds : 1;
+  }
   const auto [lowest, highest] = std::ranges::minmax_element(peaks);
   report.peak_bytes = *lowest < 0 ? -1 : *highest;
   report.bytes_predicted = PredictedBytes(spec);
@@ -122,42 +105,27 @@ StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const Inpu
     status = LoadBackward(spec, comm.rank(), input, options.gradient_rows, *loaded);
   }
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, status, "loading tensors"));
-  StatusOr<std::unique_ptr<Attention>> attention =
-      Attention::Create(comm, spec, {options.kernel, options.threads, options.trace, options.backward});
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, attention.status(), "creating the attention"));
+  StatusOr<std::unique_ptr<PassRunner>> runner = MakePassRunner(
+      comm, options.device, spec, *loaded, {options.kernel, options.threads, options.trace, options.backward});
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, runner.status(), "preparing the run"));
 
-  CpuStream stream;
   std::vector<Repeat> repeats, backward_repeats;
-  const LocalTensors& local = *loaded;
   for (int i = 0; i < options.repeats; ++i) {
-    TESSERA_ASSIGN_OR_RETURN(Repeat repeat, Execute(comm, **attention, stream, [&] {
-                               return (*attention)
-                                   ->Forward(local.query.view(), local.key.view(), local.value.view(),
-                                             local.output.view(), local.lse.view(), {}, stream);
-                             }));
+    TESSERA_ASSIGN_OR_RETURN(Repeat repeat, Execute(comm, **runner, Pass::kForward));
     repeats.push_back(std::move(repeat));
     if (!options.backward) continue;
-    const BackwardTensors tensors{local.query.view(),
-                                  local.key.view(),
-                                  local.value.view(),
-                                  local.output.view(),
-                                  local.lse.view(),
-                                  local.output_gradient.view(),
-                                  local.query_gradient.view(),
-                                  local.key_gradient.view(),
-                                  local.value_gradient.view(),
-                                  {}};
-    TESSERA_ASSIGN_OR_RETURN(
-        repeat, Execute(comm, **attention, stream, [&] { return (*attention)->Backward(tensors, {}, stream); }));
+    TESSERA_ASSIGN_OR_RETURN(repeat, Execute(comm, **runner, Pass::kBackward));
     backward_repeats.push_back(std::move(repeat));
   }
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, (*runner)->Fetch(), "fetching results"));
   const int64_t growth = peak_known ? std::max<int64_t>(0, PeakResidentBytes() - baseline) : -1;
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int64_t> peaks, AllGatherValue(comm, growth, "executing the plan"));
 
   RunResult result{
       Summarise(spec, std::move(repeats), peaks), std::move(loaded->output), std::move(loaded->lse), {}, {}};
-  result.report.kernel = (*attention)->kernel_name();
-  if (options.trace) result.trace = (*attention)->trace();
+  result.report.kernel = (*runner)->kernel_name();
+  result.report.device = (*runner)->device_name();
+  if (options.trace) result.trace = (*runner)->trace();
   if (options.backward) {
     PlanSpec backward = spec;
     backward.pass = Pass::kBackward;
@@ -165,6 +133,7 @@ StatusOr<RunResult> RunPlan(Communicator& comm, const PlanSpec& spec, const Inpu
         BackwardResult{Summarise(backward, std::move(backward_repeats), peaks), std::move(loaded->query_gradient),
                        std::move(loaded->key_gradient), std::move(loaded->value_gradient)};
     result.backward->report.kernel = result.report.kernel;
+    result.backward->report.device = result.report.device;
   }
   return result;
 }
@@ -173,7 +142,8 @@ Verdict JudgeReport(const Problem& problem, const RunReport& report, int cores) 
   Verdict verdict;
   verdict.bytes_match = report.bytes_counted == report.bytes_predicted;
   const bool half = SizeInBytes(problem.dtype) == 2;
-  verdict.plausible = report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
+  // What a GPU could do at most is not known here.
+  verdict.plausible = !report.device.empty() || report.flops <= report.seconds * PlausiblePeakFlops(cores, half);
   return verdict;
 }
 

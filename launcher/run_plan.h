@@ -7,6 +7,7 @@
 
 #include "collectives/communicator.h"
 #include "launcher/input_source.h"
+#include "launcher/pass_runner.h"
 #include "launcher/truth.h"
 #include "partition/plan.h"
 #include "runtime/engine/trace.h"
@@ -14,6 +15,7 @@
 namespace tessera::launcher {
 
 struct RunOptions {
+  Device device = Device::kCpu;
   std::string kernel;
   int threads = 1;
   int repeats = 1;
@@ -25,15 +27,17 @@ struct RunOptions {
 
 // Over all ranks of the communicator; the same on each.
 struct RunReport {
-  double seconds = 0;          // median over repeats of the slowest rank
-  double compute_seconds = 0;  // busiest rank, in the median repeat
-  double overlap = 0;          // share of the slowest rank's time in which communication was not waited for
-  int64_t bytes_counted = 0;   // received, one execution, sum over ranks
+  double seconds = 0;  // median over repeats of the slowest rank
+  // Unknown on GPUs, where the host does not see them.
+  std::optional<double> compute_seconds;  // busiest rank, in the median repeat
+  std::optional<double> overlap;          // share of the slowest rank's time in which communication was not waited for
+  int64_t bytes_counted = 0;              // received, one execution, sum over ranks
   int64_t bytes_predicted = 0;
   int64_t slot_bytes = 0;  // largest over ranks
   int64_t peak_bytes = 0;  // largest growth of resident memory over ranks, inputs included; -1 = unknown
   double flops = 0;
   std::string kernel;
+  std::string device;  // the GPU; empty = CPU
 };
 
 // This rank's gradients.
