@@ -42,7 +42,8 @@ endfunction()
 # [LABELS ...] [TIMEOUT s] [MAIN target] [ARGS ...]) is tessera_test for what needs a GPU: ctest runs it on the virtual
 # one, through the stand-in libraries in TESSERA_VGPU_LIBRARIES, once per compute capability of that GPU (9.0 when none is
 # named). Its tests are called <name>[_sm<architecture>][_mpi<ranks>], carry the label cuda and are built by the target
-# tessera_cuda_tests. One GPU per rank. ENVIRONMENT is for the variables of tests/virtual_gpu/cudart/config.h.
+# tessera_cuda_tests. One GPU per rank. ENVIRONMENT is for the variables of tests/virtual_gpu/cudart/config.h. With
+# TESSERA_VIRTUAL_GPU=OFF it runs on the machine's own GPUs instead, whatever their capability.
 if(TESSERA_CUDA)
   set(TESSERA_VGPU_LIBRARIES "${PROJECT_BINARY_DIR}/virtual_gpu")
 endif()
@@ -54,7 +55,7 @@ function(tessera_cuda_test name)
   if(NOT ARG_MAIN)
     set(ARG_MAIN GTest::gtest_main)
   endif()
-  if(NOT ARG_ARCHITECTURES)
+  if(NOT ARG_ARCHITECTURES OR NOT TESSERA_VIRTUAL_GPU)
     set(ARG_ARCHITECTURES default)
   endif()
   if(NOT ARG_MPI_RANKS)
@@ -66,7 +67,10 @@ function(tessera_cuda_test name)
   foreach(architecture ${ARG_ARCHITECTURES})
     foreach(ranks ${ARG_MPI_RANKS})
       set(test ${name})
-      set(environment "LD_LIBRARY_PATH=${TESSERA_VGPU_LIBRARIES}:$ENV{LD_LIBRARY_PATH}")
+      set(environment "")
+      if(TESSERA_VIRTUAL_GPU)
+        set(environment "LD_LIBRARY_PATH=${TESSERA_VGPU_LIBRARIES}:$ENV{LD_LIBRARY_PATH}")
+      endif()
       set(labels cuda ${ARG_LABELS})
       if(NOT architecture STREQUAL default)
         string(REPLACE "." "" suffix ${architecture})
