@@ -98,6 +98,7 @@ TEST(Architecture, OutsideHeadersStayInTheirFolder) {
       {"mpi.h", "collectives/mpi/"},
       {"nccl.h", "collectives/nccl/"},
       {"cuda_runtime.h", "runtime/device/cuda/"},  // nvcc includes it in every .cu by itself
+      {"nvtx3/nvToolsExt.h", "runtime/device/cuda/"},
       {"cuda_bf16.h", "kernels/cuda/"},
       {"cuda_fp16.h", "kernels/cuda/"},
       {"cublas_v2.h", "kernels/cuda/"},

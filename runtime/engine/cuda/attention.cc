@@ -6,6 +6,7 @@
 
 #include "collectives/agreement.h"
 #include "kernels/cuda/steps.h"
+#include "runtime/device/cuda/graph.h"
 #include "runtime/engine/bindings.h"
 #include "runtime/engine/cuda/ready_pass.h"
 
@@ -81,10 +82,12 @@ Status CudaAttention::State::Prepare(const PlanSpec& spec, const CudaAttentionOp
 Status CudaAttention::State::Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
   failure = [&]() -> Status {
     TESSERA_RETURN_IF_ERROR(submit());
+    TESSERA_ASSIGN_OR_RETURN(const bool capturing, IsCapturing(stream));
+    if (capturing) return absl::OkStatus();  // nothing has been executed
+    running = &pass;
     TESSERA_RETURN_IF_ERROR(finish.Record(stream));
     return finish.MakeWait(own.handle());
   }();
-  running = &pass;
   return failure;
 }
 

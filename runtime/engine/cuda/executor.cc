@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "runtime/device/cuda/range.h"
 #include "runtime/engine/cuda/regions.h"
 
 namespace tessera {
@@ -47,6 +48,8 @@ StatusOr<CudaExecutor> CudaExecutor::Create(const RankProgram& program, const st
   TESSERA_ASSIGN_OR_RETURN(executor.start_, CudaEvent::Create(device));
   for (StreamAction& action : executor.actions_) {
     SortForMatching(program, action.steps);
+    const StepId first = action.steps.front();
+    executor.names_.push_back(absl::StrCat("step ", first, " ", std::string(KindName(program.steps[first].body))));
     TESSERA_ASSIGN_OR_RETURN(executor.ends_.emplace_back(), CudaEvent::Create(device));
   }
   executor.position_ = executor.actions_.size();
@@ -122,6 +125,7 @@ Status CudaExecutor::Submit(const SlotTable& slots, const CudaStepComputer& comp
   size_t last_round = actions_.size();
   for (size_t i = 0; i < actions_.size(); ++i) {
     const StreamAction& action = actions_[i];
+    const ProfilerRange range(names_[i].c_str());
     CUstream_st* const own = action.communicates ? messages : stream;
     if (action.wait_for != kNone) TESSERA_RETURN_IF_ERROR(ends_[action.wait_for].MakeWait(own));
     if (action.communicates) {

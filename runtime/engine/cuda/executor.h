@@ -2,6 +2,7 @@
 // of its own, round by round. What waits is the GPU. Internal to the engine.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "collectives/stream_communicator.h"
@@ -49,7 +50,8 @@ class CudaExecutor {
   StreamCommunicator* data_;
   CudaStream messages_;
   std::vector<StreamAction> actions_;
-  std::vector<CudaEvent> ends_;  // per action
+  std::vector<std::string> names_;  // per action, for profilers
+  std::vector<CudaEvent> ends_;     // per action
   CudaEvent start_;
   size_t position_ = 0;  // actions before it are over
 };

@@ -7,6 +7,7 @@
 #include "collectives/nccl/communicator.h"
 #include "partition/cost.h"
 #include "partition/planner.h"
+#include "runtime/device/cuda/graph.h"
 #include "runtime/engine/cuda/attention.h"
 #include "tests/support/device_tensors.h"
 #include "tests/support/distributed.h"
@@ -85,6 +86,13 @@ class Shards {
   }
   Status Forward(CudaAttention& attention) {
     return attention.Forward(view(0), view(1), view(2), view(3), view(4), vectors(), gpu_.stream.handle());
+  }
+  // Query, key and value become those of shards of the same plan.
+  Status CopyInputs(const Shards& other) {
+    for (int i = 0; i < 3; ++i) {
+      TESSERA_RETURN_IF_ERROR(CopyAsync(view(i).data, other.view(i).data, view(i).bytes(), gpu_.stream.handle()));
+    }
+    return absl::OkStatus();
   }
   Status Fetch(int i, testing::PoisonedTensor& tensor, const Layout& layout, std::vector<double>& whole) {
     TESSERA_RETURN_IF_ERROR(on_device_[i].Fetch(tensor.view(), gpu_.stream));
@@ -205,6 +213,42 @@ TEST_F(Cuda, EveryStrategysGradientsMatchFp64) {
       ASSERT_TRUE(testing::GatherGradients(*gpu().control, *spec, gradients).ok());
       EXPECT_EQ(judge.Judge(gradients), "");
     }
+  }
+}
+
+TEST_F(Cuda, ACapturedStepRepeatsWithNewInputs) {
+  const int ranks = gpu().control->size();
+  for (const std::string& strategy : StrategyNames(ranks)) {
+    SCOPED_TRACE(strategy);
+    auto generator = testing::GeneratorFor(absl::StrCat("engine/cuda/graph/", ranks));
+    Problem problem = Served(testing::RandomProblem(generator, 60), generator);
+    const testing::Tensors first = testing::RandomTensors(problem, generator);
+    const testing::Tensors second = testing::RandomTensors(problem, generator);
+    const auto spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks});
+    ASSERT_TRUE(spec.ok()) << spec.status();
+    testing::Result result = testing::EmptyResult(problem);
+    const auto run = [&]() -> Status {
+      Shards shards(gpu(), *spec, first, 0), others(gpu(), *spec, second, 0);
+      TESSERA_RETURN_IF_ERROR(shards.Upload(first));
+      TESSERA_RETURN_IF_ERROR(others.Upload(second));
+      TESSERA_ASSIGN_OR_RETURN(const auto attention,
+                               CudaAttention::Create(*gpu().control, *gpu().data, gpu().device, *spec));
+      TESSERA_RETURN_IF_ERROR(shards.Forward(*attention));
+      TESSERA_RETURN_IF_ERROR(attention->Synchronize());
+      TESSERA_ASSIGN_OR_RETURN(const CudaGraph graph,
+                               CudaGraph::Capture(gpu().stream.handle(), [&] { return shards.Forward(*attention); }));
+      TESSERA_RETURN_IF_ERROR(shards.CopyInputs(others));
+      for (int i = 0; i < 2; ++i) TESSERA_RETURN_IF_ERROR(graph.Launch(gpu().stream.handle()));
+      TESSERA_RETURN_IF_ERROR(gpu().stream.Synchronize("running the graph"));
+      return shards.FetchResult(result);
+    };
+    const Status status = run();
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(testing::GatherResult(*gpu().control, *spec, result).ok());
+    testing::Tensors expected = second;  // the vectors are those of the capture
+    expected.alibi_slopes = first.alibi_slopes;
+    expected.sinks = first.sinks;
+    EXPECT_EQ(testing::Judge(problem, expected, result), "");
   }
 }
 
