@@ -83,7 +83,7 @@ Result Plain(const Problem& p, const Tensors& tensors) {
         if (std::isinf(scores[k])) continue;
         const float weight = std::exp(scores[k] - most);
         sum += weight;
-        const float factor = RoundWeight(p.dtype, weight);
+        const float factor = RoundWeight(CpuWeightType(p.dtype), weight);
         for (int d = 0; d < p.v_width; ++d) {
           output[d] += factor * LoadAsFloat(tensors.value.data(), p.dtype, (k * p.kv_heads + kv) * p.v_width + d);
         }

@@ -11,6 +11,7 @@ namespace {
 // rounds what is multiplied with it as RoundWeight does.
 template <typename Real>
 struct RealGradients {
+  const DType weights;  // the type they are rounded to
   std::vector<Real> query, key, value, sink;
   // Largest sum of absolute terms of each: what the rounding errors of the arithmetic are relative to, since the terms
   // of a gradient cancel. And the sum of their squares, which rounding each term to bf16 is relative to.
@@ -18,8 +19,10 @@ struct RealGradients {
     std::vector<double> query, key, value, sink;
   } terms, squares;
 
-  RealGradients(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient, bool rounded)
-      : query(p.query_tokens * p.query_heads * p.qk_width),
+  RealGradients(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient, bool rounded,
+                DType weight_type)
+      : weights(weight_type),
+        query(p.query_tokens * p.query_heads * p.qk_width),
         key(p.key_tokens * p.kv_heads * p.qk_width),
         value(p.key_tokens * p.kv_heads * p.v_width),
         sink(p.score.sink ? p.query_heads : 0),
@@ -66,7 +69,7 @@ struct RealGradients {
     std::vector<Real> output(p.v_width, 0);
     for (size_t i = 0; i < keys.size(); ++i) {
       const Real weight = std::exp(scores[i] - most);
-      const Real factor = rounded ? static_cast<Real>(RoundWeight(p.dtype, static_cast<float>(weight))) : weight;
+      const Real factor = rounded ? static_cast<Real>(RoundWeight(weights, static_cast<float>(weight))) : weight;
       for (int d = 0; d < p.v_width; ++d) {
         output[d] += factor / sum * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
       }
@@ -92,12 +95,12 @@ struct RealGradients {
         const Real term = g * at(t.value, keys[i], p.kv_heads, kv, p.v_width, d);
         weight_gradient += term;
         weight_terms += std::abs(term);
-        const Real factor = rounded ? static_cast<Real>(RoundWeight(p.dtype, static_cast<float>(weight))) : weight;
+        const Real factor = rounded ? static_cast<Real>(RoundWeight(weights, static_cast<float>(weight))) : weight;
         Add(value, terms.value, squares.value, (keys[i] * p.kv_heads + kv) * p.v_width + d, factor * g,
             std::abs(weight * g));
       }
       Real dot_gradient = weight * (weight_gradient - delta) * slopes[i] * static_cast<Real>(p.EffectiveScale());
-      if (rounded) dot_gradient = static_cast<Real>(RoundWeight(p.dtype, static_cast<float>(dot_gradient)));
+      if (rounded) dot_gradient = static_cast<Real>(RoundWeight(weights, static_cast<float>(dot_gradient)));
       const double dot_terms = weight * weight_terms * slopes[i] * p.EffectiveScale();
       for (int d = 0; d < p.qk_width; ++d) {
         const Real of_key = at(t.key, keys[i], p.kv_heads, kv, p.qk_width, d);
@@ -192,9 +195,10 @@ Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& 
   return absl::OkStatus();
 }
 
-GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient) {
-  RealGradients<double> exact(p, tensors, output_gradient, false);
-  RealGradients<float> plain(p, tensors, output_gradient, true);
+GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const OutputGradient& output_gradient,
+                             DType weights) {
+  RealGradients<double> exact(p, tensors, output_gradient, false, DType::kFloat64);
+  RealGradients<float> plain(p, tensors, output_gradient, true, weights);
   const auto fill = [&](Yardstick& yardstick, std::vector<double>& values, const std::vector<double>& terms,
                         const std::vector<double>& squares, const std::vector<float>& plain_values, DType dtype) {
     const Error error = dtype == DType::kFloat64 ? Error{} : ErrorOf(Rounded(plain_values, dtype), values);
@@ -205,8 +209,8 @@ GradientJudge::GradientJudge(const Problem& p, const Tensors& tensors, const Out
     for (double v : terms) largest_terms = std::max(largest_terms, v);
     for (double v : squares) largest_square = std::max(largest_square, v);
     double floor = RoundingOf(dtype) * largest + RoundingOf(AccumulatorType(dtype)) * largest_terms;
-    // bf16 factors: half a rounding of each, as often up as down. A plain run of few elements can be exact by luck.
-    if (p.dtype == DType::kBFloat16) floor += RoundingOf(p.dtype) / 2 * std::sqrt(largest_square);
+    // 16-bit factors: half a rounding of each, as often up as down. A plain run of few elements can be exact by luck.
+    if (SizeInBytes(weights) == 2) floor += RoundingOf(weights) / 2 * std::sqrt(largest_square);
     yardstick = {std::move(values), error.rms, error.max, floor};
   };
   fill(query_, exact.query, exact.terms.query, exact.squares.query, plain.query, p.dtype);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tests/support/distributed.h"
+#include "tests/support/local_tensors.h"
 
 namespace tessera::testing {
 
@@ -26,11 +27,14 @@ Status RunRankBackward(Communicator& comm, const PlanSpec& spec, const Tensors& 
 // dtype.
 class GradientJudge {
  public:
-  GradientJudge(const Problem& problem, const Tensors& tensors, const OutputGradient& output_gradient);
+  // `weights`: the type that the plain backward rounds weights to before it multiplies them with tensors.
+  GradientJudge(const Problem& problem, const Tensors& tensors, const OutputGradient& output_gradient, DType weights);
+  GradientJudge(const Problem& problem, const Tensors& tensors, const OutputGradient& output_gradient)
+      : GradientJudge(problem, tensors, output_gradient, CpuWeightType(problem.dtype)) {}
   // Each gradient by itself: root mean square and maximum error at most twice the plain one's, plus one rounding of the
   // dtype at the largest magnitude and two fp32 roundings at the largest sum of absolute terms (terms cancel, and a
-  // plain run of few elements can be exact by luck); in bf16, also half a rounding at the largest root of squared
-  // terms. Problems in fp64: 1e-12 of those magnitudes, but the sink's gradient is fp32. Empty when all hold.
+  // plain run of few elements can be exact by luck); in 16-bit weights, also half a rounding at the largest root of
+  // squared terms. Problems in fp64: 1e-12 of those magnitudes, but the sink's gradient is fp32. Empty when all hold.
   std::string Judge(const Gradients& gradients) const;
 
  private:

@@ -86,9 +86,15 @@ inline double RoundingOf(DType dtype) {
   return dtype == DType::kFloat32 ? 0x1p-22 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
 
-// What a product of matrices of `dtype` makes of a weight. Kernels for fp16 and fp32 keep weights in fp32.
-inline float RoundWeight(DType dtype, float weight) {
-  return dtype == DType::kBFloat16 ? FloatFromBFloat16(BFloat16FromFloat(weight)) : weight;
+// The type in which the CPU's kernels multiply weights with tensors of `dtype`. GPUs multiply in the tensors' own.
+inline DType CpuWeightType(DType dtype) {
+  return dtype == DType::kBFloat16 ? dtype : AccumulatorType(dtype);
+}
+inline float RoundWeight(DType weights, float weight) {
+  if (SizeInBytes(weights) != 2) return weight;
+  uint64_t storage = 0;
+  StoreFromFloat(&storage, weights, 0, weight);
+  return LoadAsFloat(&storage, weights, 0);
 }
 
 }  // namespace tessera::testing

@@ -37,13 +37,22 @@ struct Gpu {
 
 class Cuda : public ::testing::Test {
  protected:
-  // The world of the process: MPI is started once.
-  static Gpu& gpu() {
-    static StatusOr<Gpu> world = Gpu::Open();
-    EXPECT_TRUE(world.ok()) << world.status();
-    return *world;
+  // One world for all tests: starting NCCL takes long. It ends before MPI does.
+  static void SetUpTestSuite() {
+    StatusOr<Gpu> opened = Gpu::Open();
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    gpu_ = new Gpu(*std::move(opened));
   }
+  static void TearDownTestSuite() {
+    delete gpu_;
+    gpu_ = nullptr;
+  }
+  static Gpu& gpu() { return *gpu_; }
+
+ private:
+  static Gpu* gpu_;
 };
+Gpu* Cuda::gpu_ = nullptr;
 
 // What CUDA serves of a random problem: 16-bit types, widths up to 256.
 Problem Served(Problem problem, std::mt19937_64& generator) {
@@ -202,7 +211,7 @@ TEST_F(Cuda, EveryStrategysGradientsMatchFp64) {
     const Problem problem = Served(testing::RandomProblem(generator, 90), generator);
     const testing::Tensors tensors = testing::RandomTensors(problem, generator);
     const testing::OutputGradient output_gradient = testing::RandomOutputGradient(problem, generator);
-    const testing::GradientJudge judge(problem, tensors, output_gradient);
+    const testing::GradientJudge judge(problem, tensors, output_gradient, problem.dtype);
     for (const std::string& strategy : StrategyNames(ranks)) {
       SCOPED_TRACE(absl::StrCat(name, " ", strategy, " ", problem.ToString()));
       const auto spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks});
