@@ -57,6 +57,7 @@ class Report {
 
   void Add(const BenchSample& sample, const PlanSpec& spec) {
     const RunReport& report = sample.report;
+    device_ = report.device;
     double& one_rank_seconds = one_rank_seconds_[static_cast<int>(spec.pass)];
     if (sample.ranks == 1 && one_rank_seconds == 0) one_rank_seconds = report.seconds;
     const double speed_up = report.seconds > 0 ? one_rank_seconds / report.seconds : 0;
@@ -87,6 +88,7 @@ class Report {
   void Print() const {
     if (!table_.empty()) std::fputs(table_.ToString().c_str(), stdout);
     if (!refusals_.empty()) std::printf("not run:\n%s", refusals_.c_str());
+    if (!device_.empty()) std::printf("computed on: %s\n", device_.c_str());
     if (last_ > UsableCores()) {
       std::printf("%d ranks share %d cores: speed-up beyond %d is not to be expected.\n", last_, UsableCores(),
                   UsableCores());
@@ -100,6 +102,7 @@ class Report {
   std::string records_;
   double one_rank_seconds_[2] = {0, 0};  // by pass
   int last_ = 1;
+  std::string device_;  // the GPU of rank 0; empty = CPU
 };
 
 // Whether the records could be written, asked before anything is measured.
