@@ -107,9 +107,12 @@ void AddExecutionFlags(CLI::App& command, ExecutionFlags& flags) {
 }
 
 void AddDeviceFlag(CLI::App& command, ExecutionFlags& flags) {
-  static const std::map<std::string, Device> kDevices = {{"cpu", Device::kCpu}, {"cuda", Device::kCuda}};
-  command.add_option("--device", flags.device, "where attention is computed: cpu, or cuda (one GPU per rank)")
-      ->transform(CLI::CheckedTransformer(kDevices))
+  command
+      .add_option_function<std::string>(
+          "--device",
+          [&flags](const std::string& name) { flags.device = name == "cuda" ? Device::kCuda : Device::kCpu; },
+          "where attention is computed: on CPUs, or on one GPU per rank")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
       ->default_str("cpu");
 }
 

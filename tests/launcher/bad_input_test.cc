@@ -120,6 +120,9 @@ TEST_F(BadInputTest, StrategiesAndKernelsThatCannotServe) {
   ExpectAttendRefused(good_, "--strategy spiral", kUsage, "--strategy: \"spiral\"; allowed: auto, all, ring");
   ExpectAttendRefused(good_, "--strategy grid:3x5", kRefused, "grid:3x5");
   ExpectAttendRefused(good_, "--kernel abacus", kRefused, "abacus");
+  ExpectAttendRefused(good_, "--device gpu", kUsage, "gpu not in {cpu,cuda}");
+  ExpectAttendRefused(good_, "--device cuda --trace " + Path("trace.json"), kUsage,
+                      "--trace records the steps of CPUs");
 }
 
 TEST_F(BadInputTest, OutputsThatCannotBeWritten) {
