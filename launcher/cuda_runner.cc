@@ -14,6 +14,7 @@ namespace {
 // A tensor of the caller and its place on the GPU.
 struct OnDevice {
   const HostTensor* host = nullptr;
+  bool result = false;  // comes back; the others go there
   DeviceBuffer memory;
   TensorView view;
 };
@@ -52,6 +53,7 @@ class CudaRunner final : public PassRunner {
 
   Status Fetch() override {
     for (const OnDevice& tensor : tensors_) {
+      if (!tensor.result) continue;
       TESSERA_RETURN_IF_ERROR(
           CopyAsync(tensor.host->view().data, tensor.view.data, tensor.view.bytes(), stream_.handle()));
     }
@@ -66,17 +68,26 @@ class CudaRunner final : public PassRunner {
 
   Status Upload(const LocalTensors& t, bool backward) {
     TESSERA_ASSIGN_OR_RETURN(stream_, CudaStream::Create(*device_));
-    std::vector<const HostTensor*> hosts = {&t.query, &t.key, &t.value, &t.output, &t.lse};
+    struct Operand {
+      const HostTensor* host;
+      bool result;
+    };
+    std::vector<Operand> operands = {
+        {&t.query, false}, {&t.key, false}, {&t.value, false}, {&t.output, true}, {&t.lse, true}};
     if (backward) {
-      hosts.insert(hosts.end(), {&t.output_gradient, &t.query_gradient, &t.key_gradient, &t.value_gradient});
+      operands.insert(
+          operands.end(),
+          {{&t.output_gradient, false}, {&t.query_gradient, true}, {&t.key_gradient, true}, {&t.value_gradient, true}});
     }
-    for (const HostTensor* host : hosts) {
-      OnDevice tensor{host, {}, host->view()};
+    for (const auto& [host, result] : operands) {
+      OnDevice tensor{host, result, {}, host->view()};
       TESSERA_ASSIGN_OR_RETURN(tensor.memory, DeviceBuffer::Allocate(*device_, tensor.view.bytes(),
                                                                      "a tensor of the run", stream_.handle()));
       tensor.view.data = tensor.memory.data();
       tensor.view.space = MemorySpace::kDevice;
-      TESSERA_RETURN_IF_ERROR(CopyAsync(tensor.view.data, host->view().data, tensor.view.bytes(), stream_.handle()));
+      if (!result) {
+        TESSERA_RETURN_IF_ERROR(CopyAsync(tensor.view.data, host->view().data, tensor.view.bytes(), stream_.handle()));
+      }
       tensors_.push_back(std::move(tensor));
     }
     return stream_.Synchronize("copying tensors to the GPU");
