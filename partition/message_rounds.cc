@@ -5,24 +5,24 @@
 #include "partition/verify_internal.h"
 
 namespace tessera {
+namespace {
 
-StatusOr<std::vector<std::vector<int>>> MessageRounds(const Plan& plan) {
-  const verify::PlanView view(plan);
+StatusOr<std::vector<std::vector<int>>> RoundsOf(const verify::PlanView& view) {
   const verify::StepIndex index(view);
   TESSERA_ASSIGN_OR_RETURN(const verify::Meetings meetings, verify::MatchMessages(view, index));
   TESSERA_ASSIGN_OR_RETURN(const std::vector<int> order, verify::OrderMeetings(view, index, meetings));
 
   std::vector<std::vector<int>> rounds;
-  for (const RankProgram& program : plan.programs) rounds.emplace_back(program.steps.size(), kNone);
+  for (const RankProgram& program : view.programs) rounds.emplace_back(program.steps.size(), kNone);
   // The first round that may depend on a step: one after its own, or for compute steps on what they waited for. The
   // order is one in which meetings complete, so what a step waits for comes before it.
   std::vector<int> open_after(index.size(), 0);
-  std::vector<int> compute_open_after(plan.programs.size(), 0);  // of a rank's last compute step so far
+  std::vector<int> compute_open_after(view.programs.size(), 0);  // of a rank's last compute step so far
   for (const int meeting : order) {
     int round = 0;
     for (const int64_t participant : meetings.of(meeting)) {
       const verify::StepRef ref = index.at(participant);
-      const Step& step = plan.programs[ref.rank].steps[ref.step];
+      const Step& step = view.programs[ref.rank].steps[ref.step];
       for (const StepId before : step.after) round = std::max(round, open_after[index.of(ref.rank, before)]);
       if (IsCompute(step.body)) round = std::max(round, compute_open_after[ref.rank]);
     }
@@ -37,6 +37,16 @@ StatusOr<std::vector<std::vector<int>>> MessageRounds(const Plan& plan) {
     }
   }
   return rounds;
+}
+
+}  // namespace
+
+StatusOr<std::vector<std::vector<int>>> MessageRounds(const Plan& plan) {
+  return RoundsOf(verify::PlanView(plan));
+}
+
+StatusOr<std::vector<std::vector<int>>> MessageRounds(const DecodePlan& plan) {
+  return RoundsOf(verify::PlanView(plan));
 }
 
 }  // namespace tessera

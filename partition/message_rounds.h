@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "partition/decode.h"
 #include "partition/plan.h"
 #include "runtime/base/status.h"
 
@@ -15,5 +16,6 @@ namespace tessera {
 // earliest such round. Pure; needs the programs of all ranks. Errors are those of Verify for messages without a
 // counterpart and for deadlocks.
 StatusOr<std::vector<std::vector<int>>> MessageRounds(const Plan& plan);
+StatusOr<std::vector<std::vector<int>>> MessageRounds(const DecodePlan& plan);
 
 }  // namespace tessera

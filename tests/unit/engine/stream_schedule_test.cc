@@ -5,6 +5,7 @@
 
 #include "partition/message_rounds.h"
 #include "partition/planner.h"
+#include "tests/support/decode_case.h"
 #include "tests/support/problems.h"
 
 namespace tessera {
@@ -62,6 +63,17 @@ void ExpectOrdered(const RankProgram& program, const std::vector<StreamAction>& 
   }
 }
 
+template <typename AnyPlan>
+void ExpectSchedules(const AnyPlan& plan) {
+  const auto rounds = MessageRounds(plan);
+  ASSERT_TRUE(rounds.ok()) << rounds.status();
+  for (const RankProgram& program : plan.programs) {
+    const auto actions = MakeStreamSchedule(program, (*rounds)[program.rank]);
+    ASSERT_TRUE(actions.ok()) << actions.status();
+    ExpectOrdered(program, *actions);
+  }
+}
+
 TEST(StreamSchedule, NothingStartsBeforeWhatItDependsOn) {
   for (const int ranks : {1, 2, 3, 4, 6, 8}) {
     for (int i = 0; i < testing::Problems(10); ++i) {
@@ -72,15 +84,22 @@ TEST(StreamSchedule, NothingStartsBeforeWhatItDependsOn) {
           SCOPED_TRACE(absl::StrCat(strategy, " on ", ranks, " ranks: ", problem.ToString()));
           const auto spec = MakePlanSpec(problem, {.strategy = strategy, .ranks = ranks, .pass = pass});
           ASSERT_TRUE(spec.ok()) << spec.status();
-          const Plan plan = BuildPlan(*spec);
-          const auto rounds = MessageRounds(plan);
-          ASSERT_TRUE(rounds.ok()) << rounds.status();
-          for (const RankProgram& program : plan.programs) {
-            const auto actions = MakeStreamSchedule(program, (*rounds)[program.rank]);
-            ASSERT_TRUE(actions.ok()) << actions.status();
-            ExpectOrdered(program, *actions);
-          }
+          ExpectSchedules(BuildPlan(*spec));
         }
+      }
+    }
+  }
+}
+
+TEST(StreamSchedule, NothingOfADecodeStepStartsBeforeWhatItDependsOn) {
+  for (const int ranks : {1, 2, 3, 4, 6, 8}) {
+    for (const DecodeMethod method : AllDecodeMethods()) {
+      for (int i = 0; i < testing::Problems(10); ++i) {
+        auto generator = testing::GeneratorFor(
+            absl::StrCat("stream_schedule/decode/", ranks, "/", std::string(Name(method)), "/", i));
+        const DecodePlan plan = BuildDecodePlan(testing::RandomDecodeCase(method, ranks, generator).spec);
+        SCOPED_TRACE(ToString(plan.spec));
+        ExpectSchedules(plan);
       }
     }
   }

@@ -7,6 +7,7 @@
 #include <set>
 #include <tuple>
 
+#include "tests/support/decode_case.h"
 #include "tests/support/problems.h"
 #include "tests/unit/partition/small_plans.h"
 
@@ -35,9 +36,9 @@ std::map<int, std::set<int>> PeersByRound(const RankProgram& program, const std:
 
 // Every rank starts a round when its earlier rounds are complete, and completes it when its peers have started it too.
 // Returns the number of rounds left when nothing moves any more.
-int RunAsStreams(const Plan& plan, const Rounds& rounds) {
+int RunAsStreams(std::span<const RankProgram> programs, const Rounds& rounds) {
   std::vector<std::map<int, std::set<int>>> left;
-  for (const RankProgram& program : plan.programs) left.push_back(PeersByRound(program, rounds[program.rank]));
+  for (const RankProgram& program : programs) left.push_back(PeersByRound(program, rounds[program.rank]));
   const auto count = [&] {
     size_t sum = 0;
     for (const auto& rank : left) sum += rank.size();
@@ -81,9 +82,9 @@ void ExpectInOrder(const RankProgram& program, const std::vector<int>& rounds) {
 }
 
 // Messages by (sender, receiver, tag): both ends have the same round.
-void ExpectMatched(const Plan& plan, const Rounds& rounds) {
+void ExpectMatched(std::span<const RankProgram> programs, const Rounds& rounds) {
   std::map<std::tuple<int, int, int>, int> sends, receives;
-  for (const RankProgram& program : plan.programs) {
+  for (const RankProgram& program : programs) {
     for (size_t id = 0; id < program.steps.size(); ++id) {
       const int round = rounds[program.rank][id];
       if (const auto* send = std::get_if<SendStep>(&program.steps[id].body)) {
@@ -94,6 +95,16 @@ void ExpectMatched(const Plan& plan, const Rounds& rounds) {
     }
   }
   EXPECT_EQ(sends, receives);
+}
+
+// All of the rules.
+template <typename AnyPlan>
+void ExpectToRunInRounds(const AnyPlan& plan) {
+  const auto rounds = MessageRounds(plan);
+  ASSERT_TRUE(rounds.ok()) << rounds.status();
+  ExpectMatched(plan.programs, *rounds);
+  for (const RankProgram& program : plan.programs) ExpectInOrder(program, (*rounds)[program.rank]);
+  EXPECT_EQ(RunAsStreams(plan.programs, *rounds), 0);
 }
 
 int RoundCount(const Rounds& rounds) {
@@ -114,15 +125,42 @@ TEST(MessageRounds, EveryPlanRunsInRounds) {
           const auto plan = MakePlan(problem, strategy, ranks, pass);
           if (!plan.ok()) continue;  // the strategy refuses the problem
           SCOPED_TRACE(absl::StrCat(strategy, " on ", ranks, " ranks: ", problem.ToString()));
-          const auto rounds = MessageRounds(*plan);
-          ASSERT_TRUE(rounds.ok()) << rounds.status();
-          ExpectMatched(*plan, *rounds);
-          for (const RankProgram& program : plan->programs) ExpectInOrder(program, (*rounds)[program.rank]);
-          EXPECT_EQ(RunAsStreams(*plan, *rounds), 0);
+          ExpectToRunInRounds(*plan);
         }
       }
     }
   }
+}
+
+TEST(MessageRounds, EveryDecodePlanRunsInRounds) {
+  for (const int ranks : {1, 2, 3, 4, 5, 6, 8, 12, 16, 33}) {
+    for (const DecodeMethod method : AllDecodeMethods()) {
+      for (int i = 0; i < testing::Problems(12); ++i) {
+        auto generator =
+            testing::GeneratorFor(absl::StrCat("rounds/decode/", ranks, "/", std::string(Name(method)), "/", i));
+        const DecodePlan plan = BuildDecodePlan(testing::RandomDecodeCase(method, ranks, generator).spec);
+        SCOPED_TRACE(ToString(plan.spec));
+        ExpectToRunInRounds(plan);
+      }
+    }
+  }
+}
+
+// Queries, then partials: an exchange each. A tree goes up and down.
+TEST(MessageRounds, DecodingTakesAsManyAsItHasHops) {
+  DecodeSpec spec;
+  spec.ranks = spec.heads = 8;
+  spec.rows = 3;
+  spec.qk_width = spec.v_width = 16;
+  const auto count = [&](DecodeMethod method) {
+    spec.method = method;
+    return RoundCount(*MessageRounds(BuildDecodePlan(spec)));
+  };
+  EXPECT_EQ(count(DecodeMethod::kHead), 0);
+  EXPECT_EQ(count(DecodeMethod::kTpla), 0);
+  EXPECT_EQ(count(DecodeMethod::kGatherQuery), 2);
+  EXPECT_EQ(count(DecodeMethod::kReplicatedQuery), 1);
+  EXPECT_EQ(count(DecodeMethod::kTree), 6);
 }
 
 TEST(MessageRounds, ARingTakesOneRoundPerHop) {
