@@ -60,6 +60,20 @@ Status RmsNormRows(const ConstTensorView& in, const float* gamma, float epsilon,
                      "rms norm");
 }
 
+Status ScaleRows(const ConstTensorView& in, float scale, const TensorView& out, CUstream_st* stream) {
+  TESSERA_RETURN_IF_ERROR(CheckSameShape("scale", in, out));
+  TESSERA_ASSIGN_OR_RETURN(const ElementType in_type, ElementTypeOf(in.dtype, "scale"));
+  TESSERA_ASSIGN_OR_RETURN(const ElementType out_type, ElementTypeOf(out.dtype, "scale"));
+  return CheckLaunch(LaunchScale({{in.data, in.row_stride, in.head_stride},
+                                  in_type,
+                                  {out.data, out.row_stride, out.head_stride},
+                                  out_type,
+                                  scale,
+                                  {in.rows, in.heads, in.width}},
+                                 stream),
+                     "scale");
+}
+
 std::vector<float> RopeTableValues(const RopeOptions& options, int width, int64_t positions) {
   const RopeFrequencies frequencies = ComputeRopeFrequencies(options, width);
   std::vector<float> table;

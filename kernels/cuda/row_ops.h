@@ -21,6 +21,10 @@ namespace tessera::cuda {
 Status RmsNormRows(const ConstTensorView& in, const float* gamma, float epsilon, const TensorView& out,
                    CUstream_st* stream);
 
+// out = scale * in for every row and head, rounded to out's dtype: a change of dtype, or of place, of a part of wider
+// rows.
+Status ScaleRows(const ConstTensorView& in, float scale, const TensorView& out, CUstream_st* stream);
+
 // What RotateRows reads: [positions, width / 2, 2] cosines and sines, already times YaRN's attention factor; fp64
 // inside.
 std::vector<float> RopeTableValues(const RopeOptions& options, int width, int64_t positions);

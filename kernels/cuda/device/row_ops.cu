@@ -42,6 +42,16 @@ __global__ void __launch_bounds__(kStepThreads) Rope(const __grid_constant__ Rop
   StoreRounded(p.rows.data, p.type, second, x2 * cosine + x1 * sine);
 }
 
+// One thread per element.
+__global__ void __launch_bounds__(kStepThreads) Scale(const __grid_constant__ ScaleParams p) {
+  const int64_t item = ThreadItem();
+  if (item >= p.shape.rows * p.shape.heads * p.shape.width) return;
+  const int64_t i = item % p.shape.width;
+  const int64_t row = item / p.shape.width / p.shape.heads, head = item / p.shape.width % p.shape.heads;
+  const float value = LoadFloat(p.in.data, p.in_type, row * p.in.row_stride + head * p.in.head_stride + i);
+  StoreRounded(p.out.data, p.out_type, row * p.out.row_stride + head * p.out.head_stride + i, p.scale * value);
+}
+
 // One thread block per row and head, the row in shared memory. A butterfly step doubles the width that is transformed.
 __global__ void __launch_bounds__(kStepThreads) Hadamard(const __grid_constant__ HadamardParams p) {
   extern __shared__ float x[];
@@ -95,6 +105,13 @@ int LaunchRmsNorm(const NormParams& params, CUstream_st* stream) {
   const int64_t items = params.shape.rows * params.shape.heads;
   if (items == 0) return cudaSuccess;
   RmsNorm<<<BlocksOfWarps(items), kStepThreads, 0, stream>>>(params);
+  return cudaGetLastError();
+}
+
+int LaunchScale(const ScaleParams& params, CUstream_st* stream) {
+  const int64_t items = params.shape.rows * params.shape.heads * params.shape.width;
+  if (items == 0) return cudaSuccess;
+  Scale<<<BlocksOfThreads(items), kStepThreads, 0, stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -21,6 +21,17 @@ struct NormParams {
 };
 int LaunchRmsNorm(const NormParams& params, CUstream_st* stream);
 
+// out = scale * in, per row and head, rounded to the type of out.
+struct ScaleParams {
+  Matrix<const void> in;
+  ElementType in_type;
+  Matrix<void> out;
+  ElementType out_type;
+  float scale;
+  RowShape shape;
+};
+int LaunchScale(const ScaleParams& params, CUstream_st* stream);
+
 // Rotates pairs of columns in place: (i, i + width / 2), or (2 i, 2 i + 1) when interleaved.
 struct RopeParams {
   Matrix<void> rows;

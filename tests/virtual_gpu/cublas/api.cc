@@ -10,11 +10,17 @@
 
 using namespace tessera::vgpu;
 
+// A handle takes device memory for a workspace of its own, as the real one does.
 struct cublasContext {
   cudaStream_t stream = nullptr;
+  void* memory = nullptr;
+  const void* workspace = nullptr;  // the caller's; null: its own
+  size_t workspace_bytes = 0;
 };
 
 namespace {
+
+constexpr size_t kHandleBytes = size_t{4} << 20;
 
 cublasStatus_t Refuse(cublasStatus_t status, const char* why) {
   std::fprintf(stderr, "vgpu: cublasGemmEx: %s\n", why);
@@ -27,6 +33,8 @@ struct Product {
   float alpha, beta;
   int64_t stride_a, stride_b, stride_c;  // elements between matrices of a batch
   int batch;
+  const void* workspace = nullptr;  // it must be there when the product is computed
+  size_t workspace_bytes = 0;
 };
 
 Matrix Nth(const Matrix& matrix, int64_t stride, int i) {
@@ -36,6 +44,7 @@ Matrix Nth(const Matrix& matrix, int64_t stride, int i) {
 }
 
 void Run(const Product& p) {
+  if (!vgpuAccess(p.workspace, p.workspace_bytes, "cublasGemmEx's workspace")) return;
   for (int i = 0; i < p.batch; ++i) {
     const Matrix a = Nth(p.a, p.stride_a, i), b = Nth(p.b, p.stride_b, i), c = Nth(p.c, p.stride_c, i);
     for (const Matrix* matrix : {&a, &b, &c}) {
@@ -45,8 +54,10 @@ void Run(const Product& p) {
   }
 }
 
-cublasStatus_t Submit(cublasHandle_t handle, const Product& p, cublasComputeType_t compute) {
+cublasStatus_t Submit(cublasHandle_t handle, Product p, cublasComputeType_t compute) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
+  p.workspace = handle->workspace;
+  p.workspace_bytes = handle->workspace_bytes;
   if (compute != CUBLAS_COMPUTE_32F && compute != CUBLAS_COMPUTE_32F_PEDANTIC) {
     return Refuse(CUBLAS_STATUS_NOT_SUPPORTED, "only CUBLAS_COMPUTE_32F is modelled");
   }
@@ -84,12 +95,20 @@ extern "C" {
 cublasStatus_t cublasCreate_v2(cublasHandle_t* handle) {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, kHandleBytes) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return CUBLAS_STATUS_ALLOC_FAILED;
+  }
   *handle = new (std::nothrow) cublasContext;
-  return *handle == nullptr ? CUBLAS_STATUS_ALLOC_FAILED : CUBLAS_STATUS_SUCCESS;
+  if (*handle == nullptr) return CUBLAS_STATUS_ALLOC_FAILED;
+  (*handle)->memory = memory;
+  return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
+  (void)cudaFree(handle->memory);
   delete handle;
   return CUBLAS_STATUS_SUCCESS;
 }
@@ -97,6 +116,8 @@ cublasStatus_t cublasDestroy_v2(cublasHandle_t handle) {
 cublasStatus_t cublasSetStream_v2(cublasHandle_t handle, cudaStream_t stream) {
   if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
   handle->stream = stream;
+  handle->workspace = nullptr;
+  handle->workspace_bytes = 0;
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -106,8 +127,18 @@ cublasStatus_t cublasGetStream_v2(cublasHandle_t handle, cudaStream_t* stream) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void*, size_t) {
-  return handle == nullptr ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
+// Lasts until the next cublasSetStream.
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t handle, void* workspace, size_t bytes) {
+  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
+  if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) {
+    return Refuse(CUBLAS_STATUS_INVALID_VALUE, "the workspace is not 256-byte aligned");
+  }
+  if (!vgpuWhyNoDeviceMemory(workspace, bytes).empty()) {
+    return Refuse(CUBLAS_STATUS_INVALID_VALUE, vgpuWhyNoDeviceMemory(workspace, bytes).c_str());
+  }
+  handle->workspace = workspace;
+  handle->workspace_bytes = bytes;
+  return CUBLAS_STATUS_SUCCESS;
 }
 
 // Modes choose speed or precision of tensor cores; sums here are fp32 in all of them.

@@ -130,7 +130,28 @@ TEST_F(Cublas, RefusesWhatIsWrong) {
   EXPECT_EQ(gemm(memory, 2, CUDA_R_64F, CUBLAS_COMPUTE_32F), CUBLAS_STATUS_NOT_SUPPORTED);
   EXPECT_EQ(gemm(memory, 2, CUDA_R_32F, CUBLAS_COMPUTE_16F), CUBLAS_STATUS_NOT_SUPPORTED);
   EXPECT_EQ(cublasSetStream(nullptr, stream_), CUBLAS_STATUS_NOT_INITIALIZED);
+  EXPECT_EQ(cublasSetWorkspace(handle_, memory, 64), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(cublasSetWorkspace(handle_, memory, 1 << 20), CUBLAS_STATUS_INVALID_VALUE);  // beyond the allocation
+  EXPECT_EQ(cublasSetWorkspace(handle_, static_cast<char*>(memory) + 16, 16), CUBLAS_STATUS_INVALID_VALUE);
   EXPECT_EQ(cudaStreamSynchronize(stream_), cudaSuccess);
+  EXPECT_EQ(cudaFree(memory), cudaSuccess);
+}
+
+// Until the stream is set again, after which the library's own serves.
+TEST_F(Cublas, TheWorkspaceMustBeThereWhenTheProductIsComputed) {
+  const float one = 1, zero = 0;
+  void *const workspace = Upload(std::vector<char>(256)), *const memory = Upload(std::vector<char>(64));
+  const auto product = [&] {
+    EXPECT_EQ(cublasGemmEx(handle_, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, 2, &one, memory, CUDA_R_32F, 2, memory, CUDA_R_32F,
+                           2, &zero, memory, CUDA_R_32F, 2, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+              CUBLAS_STATUS_SUCCESS);
+    return cudaStreamSynchronize(stream_);
+  };
+  ASSERT_EQ(cublasSetWorkspace(handle_, workspace, 256), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(product(), cudaSuccess);
+  EXPECT_EQ(cudaFree(workspace), cudaSuccess);
+  ASSERT_EQ(cublasSetStream(handle_, stream_), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(product(), cudaSuccess);
   EXPECT_EQ(cudaFree(memory), cudaSuccess);
 }
 

@@ -69,6 +69,31 @@ TEST(CudaRows, RmsNormAgreesWithTheCpu) {
   }
 }
 
+// The CPU's own rounding is the reference: equal to the last bit.
+TEST(CudaRows, ScaleRoundsOnce) {
+  for (int i = 0; i < 27; ++i) {
+    Random random(absl::StrCat("cuda/scale/", i));
+    const DType in = kDTypes[i % 3], out = kDTypes[i / 3 % 3];
+    const int width = static_cast<int>(random.Integer(1, 70)), heads = static_cast<int>(random.Integer(1, 5));
+    const int64_t rows = random.Integer(0, 9);
+    const float scale = i % 2 == 0 ? 1.0f : random.Normal();
+    const Tensor source = RandomTensor(in, rows, heads, width, random);
+    Tensor result(out, rows, heads, width, &random);
+    Tensor expected = result;
+    const DeviceStream stream;
+    const DeviceTensor d_source(source.view(), stream), d_result(result.view(), stream);
+    ASSERT_EQ(cuda::ScaleRows(OnDevice(source, d_source), scale, OnDevice(result, d_result), stream.get()),
+              absl::OkStatus());
+    d_result.CopyBack(result.view(), stream);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int head = 0; head < heads; ++head) {
+        for (int c = 0; c < width; ++c) expected.Set(row, head, c, scale * source.Get(row, head, c));
+      }
+    }
+    EXPECT_EQ(result.bytes(), expected.bytes());
+  }
+}
+
 TEST(CudaRows, RopeAgreesWithTheCpu) {
   for (int i = 0; i < 24; ++i) {
     Random random(absl::StrCat("cuda/rope/", i));
@@ -186,6 +211,10 @@ TEST(CudaRows, RefuseShapes) {
             "cuda hadamard: the width is 3; it must be a power of two up to 8192");
   EXPECT_EQ(cuda::RmsNormRows(odd.view(), nullptr, 0, even.view(), nullptr).message(),
             "cuda rms norm: the input is [1, 1, 3], the output [1, 1, 4]; they must agree");
+  EXPECT_EQ(cuda::ScaleRows(odd.view(), 1, even.view(), nullptr).message(),
+            "cuda scale: the input is [1, 1, 3], the output [1, 1, 4]; they must agree");
+  EXPECT_EQ(cuda::ScaleRows(even.view(), 1, Tensor(DType::kFloat64, 1, 1, 4).view(), nullptr).message(),
+            "cuda scale: the dtype is fp64; it must be fp32, bf16 or fp16");
   EXPECT_EQ(cuda::RmsNormRows(wide.view(), nullptr, 0, wide.view(), nullptr).message(),
             "cuda rms norm: the dtype is fp64; it must be fp32, bf16 or fp16");
   CacheLayer cache;
