@@ -2,50 +2,22 @@
 // by tokens, or sharded by latent columns (TPLA). Formulas and methods: docs/latent.md.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "collectives/communicator.h"
 #include "kernels/mla.h"
-#include "partition/decode.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/cache.h"
 #include "runtime/engine/decode.h"
 #include "runtime/engine/reshard.h"
+#include "runtime/latent/decode_setup.h"
 #include "runtime/latent/mla_projections.h"
+#include "runtime/latent/sequences.h"
 #include "runtime/latent/slice_exchange.h"
 
 namespace tessera {
-
-struct MlaDecoderOptions {
-  DecodeMethod method = DecodeMethod::kHead;
-  int groups = 1;         // TPLA: latent slices
-  int block_tokens = 64;  // methods that shard tokens: consecutive tokens on one rank
-  int layers = 1;
-  int page_tokens = 64;
-  int64_t pages = 0;  // per rank
-  DType cache_dtype = DType::kBFloat16;
-  DType compute = DType::kBFloat16;  // of the projections: fp32, or bf16 with fp32 sums
-  int64_t max_positions = 0;         // positions that RoPE serves
-  std::string kernel;                // decode kernel by name; empty = the fastest
-  int threads = 1;
-};
-
-// What TPLA knows of one layer, per latent group; empty vectors mean ones.
-struct TplaFactors {
-  std::vector<float> softmax_multiplier;  // mu: on the latent part of the logit
-  std::vector<double> energy_share;       // of the latents; when set, each slice estimates the norm from itself alone
-  float out_scale = 1.0f;
-};
-
-// New tokens of one sequence in one step.
-struct StepTokens {
-  SequenceId sequence = 0;
-  int64_t tokens = 0;
-};
 
 // What the last step cost this rank, summed over layers.
 struct MlaDecodeStats {
@@ -71,11 +43,11 @@ class MlaDecoder {
 
   // An empty sequence, its fork, its shortening and its end, as in PagedCache but counted in tokens of the whole
   // sequence. Not collective. Numbers are the same on every rank.
-  SequenceId Start();
-  StatusOr<SequenceId> Fork(SequenceId parent, int64_t tokens);
-  Status Truncate(SequenceId sequence, int64_t tokens);
-  Status Release(SequenceId sequence);
-  int64_t tokens(SequenceId sequence) const;
+  SequenceId Start() { return sequences_.Start(); }
+  StatusOr<SequenceId> Fork(SequenceId parent, int64_t tokens) { return sequences_.Fork(parent, tokens); }
+  Status Truncate(SequenceId sequence, int64_t tokens) { return sequences_.Truncate(sequence, tokens); }
+  Status Release(SequenceId sequence) { return sequences_.Release(sequence); }
+  int64_t tokens(SequenceId sequence) const { return sequences_.tokens(sequence); }
 
   // Collective. Starts sequences that a prefill has computed and hands their cache rows over to this decoder's
   // sharding. `layouts`: per sequence, which tokens each rank has. `rows`: [layers][sequences], this rank's cache rows
@@ -87,8 +59,8 @@ class MlaDecoder {
   // naming the rank, loses nothing. OutOfRange when a sequence would outgrow max_positions.
   Status BeginStep(std::span<const StepTokens> step);
   // Rows of the step BeginStep announced: tokens of all sequences in order.
-  int64_t step_rows() const { return static_cast<int64_t>(positions_.size()); }
-  std::span<const int64_t> step_positions() const { return positions_; }
+  int64_t step_rows() const { return sequences_.step_rows(); }
+  std::span<const int64_t> step_positions() const { return sequences_.positions(); }
   // Collective, synchronous. hidden [step_rows, D] fp32, the same on every rank -> out [step_rows, D] fp32, the same on
   // every rank up to nothing (sums are in rank order). Writes the step's latents to the cache, then attends.
   // FailedPrecondition without a step: one begins with a BeginStep that succeeds and ends with the next BeginStep,
@@ -96,51 +68,37 @@ class MlaDecoder {
   Status Attend(int layer, const float* hidden, float* out);
 
   const MlaShape& shape() const { return shape_; }
-  const CacheSharding& sharding() const { return sharding_; }
-  PagedCache& cache() { return *cache_; }
+  const CacheSharding& sharding() const { return setup_.sharding; }
+  PagedCache& cache() { return sequences_.cache(); }
   // The local cache's name of a sequence, and its rows there.
-  SequenceId LocalSequence(SequenceId sequence) const { return sequences_.at(sequence).local; }
+  SequenceId LocalSequence(SequenceId sequence) const { return sequences_.Local(sequence); }
   // Tells the decoder that the local cache has been given the rows of `tokens` tokens: for callers that write the cache
   // themselves. FailedPrecondition unless the local sequence has the rows its sharding asks for.
-  Status Adopt(SequenceId sequence, int64_t tokens);
+  Status Adopt(SequenceId sequence, int64_t tokens) { return sequences_.Adopt(sequence, tokens); }
 
   std::string_view kernel_name() const { return attention_->kernel_name(); }
   int64_t weight_bytes() const;
   const MlaDecodeStats& stats() const { return stats_; }
 
  private:
-  struct Sequence {
-    SequenceId local = 0;
-    int64_t tokens = 0;
-  };
   struct Layer {
     MlaProjections maps;
-    float softmax_multiplier = 1.0f;  // of this rank's slice
-    float out_scale = 1.0f;
+    SliceFactors factors;
   };
-  MlaDecoder(Communicator& comm, const MlaShape& shape, const MlaDecoderOptions& options);
-  void EndStep();
+  MlaDecoder(Communicator& comm, const MlaShape& shape, const MlaDecoderOptions& options, const MlaDecodeSetup& setup,
+             PagedCache cache);
   void StoreRows(int layer, const float* kv);
   Status AttendCache(int layer, const float* query, std::vector<float>& latent_output);
 
   Communicator& comm_;
   MlaShape shape_;
   MlaDecoderOptions options_;
-  CacheSharding sharding_;
-  MlaShare share_;
-  HeadRange attended_heads_;  // whose attention output this rank gets; share_.value_heads are among them
+  MlaDecodeSetup setup_;
   SliceExchange slices_;
   RopeTable rope_;
   std::vector<Layer> layers_;
-  std::unique_ptr<PagedCache> cache_;
   std::unique_ptr<DecodeAttention> attention_;
-  std::map<SequenceId, Sequence> sequences_;
-  SequenceId next_sequence_ = 0;
-  // The step in progress; its sequences have not changed since it began.
-  bool in_step_ = false;
-  std::vector<StepTokens> step_;
-  std::vector<int64_t> positions_;           // per row
-  std::vector<std::vector<Range>> visible_;  // per entry of step_: per row, local cache rows
+  LatentSequences<PagedCache> sequences_;
   MlaDecodeStats stats_;
 };
 

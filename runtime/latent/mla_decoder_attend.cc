@@ -21,49 +21,42 @@ class Stopwatch {
 }  // namespace
 
 void MlaDecoder::StoreRows(int layer, const float* kv) {
-  const int rank = comm_.rank();
-  const auto& columns = share_.latent_columns;
+  const auto& columns = setup_.share.latent_columns;
   const DType dtype = options_.cache_dtype;
-  for (const StepTokens& entry : step_) {
-    const Sequence& sequence = sequences_.at(entry.sequence);
-    for (int64_t token = sequence.tokens - entry.tokens; token < sequence.tokens; ++token, kv += shape_.cache_width()) {
-      if (!sharding_.Holds(rank, token)) continue;
-      std::byte* row = cache_->Key(layer, sequence.local, sharding_.LocalRows(rank, token));
+  for (const auto& [local, local_row] : sequences_.new_rows()) {
+    if (local_row >= 0) {
+      std::byte* row = sequences_.cache().Key(layer, local, local_row);
       for (int64_t c = 0; c < columns.size(); ++c) StoreFromFloat(row, dtype, c, kv[columns.begin + c]);
       for (int c = 0; c < shape_.rope; ++c) StoreFromFloat(row, dtype, columns.size() + c, kv[shape_.latent + c]);
     }
+    kv += shape_.cache_width();
   }
 }
 
 Status MlaDecoder::AttendCache(int layer, const float* query, std::vector<float>& latent_output) {
   const int64_t rows = step_rows();
+  const MlaShare& share = setup_.share;
   const int columns = layers_[layer].maps.latent_columns();
-  const int query_heads = share_.absorbed_heads.size();
-  const int output_heads = attended_heads_.size();
+  const int query_heads = share.absorbed_heads.size();
+  const int output_heads = setup_.attended_heads.size();
   const int width = columns + shape_.rope;
   const DType dtype = options_.cache_dtype;
   std::vector<std::byte> rounded(rows * query_heads * width * SizeInBytes(dtype));
-  const float multiplier = layers_[layer].softmax_multiplier;
+  const float multiplier = layers_[layer].factors.softmax_multiplier;
   for (int64_t i = 0; i < rows * query_heads; ++i) {
     for (int c = 0; c < width; ++c) {
       StoreFromFloat(rounded.data(), dtype, i * width + c, query[i * width + c] * (c < columns ? multiplier : 1.0f));
     }
   }
-  std::vector<DecodeSequence> sequences;
-  int64_t first_row = 0;
-  for (size_t i = 0; i < step_.size(); ++i) {
-    sequences.push_back({first_row, cache_->pages(sequences_.at(step_[i].sequence).local), visible_[i]});
-    first_row += step_[i].tokens;
-  }
   latent_output.resize(rows * output_heads * columns);
   std::vector<float> lse(rows * output_heads);
-  TESSERA_RETURN_IF_ERROR(
-      attention_->Run(TensorView::Dense(rounded.data(), dtype, rows, query_heads, width), cache_->layer(layer),
-                      sequences, TensorView::Dense(latent_output.data(), DType::kFloat32, rows, output_heads, columns),
-                      TensorView::Dense(lse.data(), DType::kFloat32, rows, output_heads, 1)));
-  if (share_.value_heads == attended_heads_) return absl::OkStatus();
-  const int64_t kept = int64_t{share_.value_heads.size()} * columns;
-  const int64_t first = int64_t{share_.value_heads.begin - attended_heads_.begin} * columns;
+  TESSERA_RETURN_IF_ERROR(attention_->Run(
+      TensorView::Dense(rounded.data(), dtype, rows, query_heads, width), sequences_.cache().layer(layer),
+      sequences_.Attended(), TensorView::Dense(latent_output.data(), DType::kFloat32, rows, output_heads, columns),
+      TensorView::Dense(lse.data(), DType::kFloat32, rows, output_heads, 1)));
+  if (share.value_heads == setup_.attended_heads) return absl::OkStatus();
+  const int64_t kept = int64_t{share.value_heads.size()} * columns;
+  const int64_t first = int64_t{share.value_heads.begin - setup_.attended_heads.begin} * columns;
   for (int64_t r = 0; r < rows; ++r) {
     std::copy_n(latent_output.data() + r * output_heads * columns + first, kept, latent_output.data() + r * kept);
   }
@@ -75,25 +68,26 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
   if (layer < 0 || layer >= static_cast<int>(layers_.size())) {
     return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": there are ", layers_.size()));
   }
-  if (!in_step_) return absl::FailedPreconditionError("Attend needs BeginStep first");
+  if (!sequences_.in_step()) return absl::FailedPreconditionError("Attend needs BeginStep first");
   const int64_t rows = step_rows();
+  const MlaShare& share = setup_.share;
   const int threads = options_.threads;
   const MlaProjections& maps = layers_[layer].maps;
   const Stopwatch total(stats_.seconds);
-  std::vector<float> query(rows * share_.query_heads.size() * int64_t{shape_.qk_width()});
+  std::vector<float> query(rows * share.query_heads.size() * int64_t{shape_.qk_width()});
   {
     const Stopwatch watch(stats_.projection_seconds);
     std::vector<float> kv(rows * shape_.cache_width());
-    TESSERA_RETURN_IF_ERROR(maps.ProjectCacheRows(hidden, positions_, rope_, kv.data(), threads));
+    TESSERA_RETURN_IF_ERROR(maps.ProjectCacheRows(hidden, step_positions(), rope_, kv.data(), threads));
     StoreRows(layer, kv.data());
-    TESSERA_RETURN_IF_ERROR(maps.ProjectQuery(hidden, positions_, rope_, query.data(), threads));
+    TESSERA_RETURN_IF_ERROR(maps.ProjectQuery(hidden, step_positions(), rope_, query.data(), threads));
   }
   const int64_t slice_bytes = slices_.bytes_received();
   {
     const Stopwatch watch(stats_.slice_seconds);
     TESSERA_RETURN_IF_ERROR(slices_.Gather(query, rows, shape_.qk_width()));
   }
-  std::vector<float> absorbed(rows * share_.absorbed_heads.size() * int64_t{maps.latent_columns() + shape_.rope});
+  std::vector<float> absorbed(rows * share.absorbed_heads.size() * int64_t{maps.latent_columns() + shape_.rope});
   {
     const Stopwatch watch(stats_.projection_seconds);
     TESSERA_RETURN_IF_ERROR(maps.Absorb(query.data(), rows, absorbed.data(), threads));
@@ -104,7 +98,7 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
     TESSERA_RETURN_IF_ERROR(AttendCache(layer, absorbed.data(), latent_output));
     stats_.attention_bytes += attention_->stats().traffic.bytes_received;
   }
-  std::vector<float> value(rows * share_.value_heads.size() * int64_t{shape_.value});
+  std::vector<float> value(rows * share.value_heads.size() * int64_t{shape_.value});
   {
     const Stopwatch watch(stats_.projection_seconds);
     TESSERA_RETURN_IF_ERROR(maps.ProjectValue(latent_output.data(), rows, value.data(), threads));
@@ -118,7 +112,7 @@ Status MlaDecoder::Attend(int layer, const float* hidden, float* out) {
   {
     const Stopwatch watch(stats_.projection_seconds);
     TESSERA_RETURN_IF_ERROR(maps.ProjectOutput(value.data(), rows, summand.data(), threads));
-    for (float& x : summand) x *= layers_[layer].out_scale;
+    for (float& x : summand) x *= layers_[layer].factors.out_scale;
   }
   const Stopwatch watch(stats_.all_reduce_seconds);
   const int64_t before = comm_.traffic().bytes_received;

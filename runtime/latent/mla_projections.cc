@@ -2,50 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace tessera {
 namespace {
 
-// A copy of part of a matrix, in its own dtype.
-class Block {
- public:
-  Block(const MatrixView& from, Range rows, Range columns)
-      : dtype_(from.dtype), rows_(rows.size()), columns_(columns.size()) {
-    const auto size = static_cast<int64_t>(SizeInBytes(dtype_));
-    bytes_.resize(rows_ * columns_ * size);
-    for (int64_t r = 0; r < rows_; ++r) {
-      const auto* source =
-          static_cast<const std::byte*>(from.data) + ((rows.begin + r) * from.columns + columns.begin) * size;
-      std::memcpy(bytes_.data() + r * columns_ * size, source, columns_ * size);
-    }
-  }
-  MatrixView view() const { return {bytes_.data(), dtype_, rows_, columns_}; }
-
- private:
-  DType dtype_;
-  int64_t rows_, columns_;
-  std::vector<std::byte> bytes_;
-};
-
-// Consecutive rows of a matrix need no copy.
-MatrixView RowsOf(const MatrixView& matrix, Range rows) {
-  const auto offset = rows.begin * matrix.columns * static_cast<int64_t>(SizeInBytes(matrix.dtype));
-  return {static_cast<const std::byte*>(matrix.data) + offset, matrix.dtype, rows.size(), matrix.columns};
-}
-
-Range Times(HeadRange heads, int64_t width) {
-  return {heads.begin * width, heads.end * width};
-}
-
-std::vector<float> ToFloats(const MatrixView& vector) {
-  std::vector<float> values(vector.rows * vector.columns);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = LoadAsFloat(vector.data, vector.dtype, i);
-  return values;
-}
-
+// Nothing where the share needs nothing.
 Status Emplace(std::optional<Linear>& linear, const std::vector<MatrixView>& weights, DType compute,
                bool transposed = false) {
+  if (weights.empty()) return absl::OkStatus();
   TESSERA_ASSIGN_OR_RETURN(Linear made, Linear::Create(weights, compute, transposed));
   linear.emplace(std::move(made));
   return absl::OkStatus();
@@ -55,57 +19,20 @@ Status Emplace(std::optional<Linear>& linear, const std::vector<MatrixView>& wei
 
 StatusOr<MlaProjections> MlaProjections::Create(const MlaShape& shape, const MlaWeights& weights, const MlaShare& share,
                                                 MlaForm form, DType compute) {
-  TESSERA_RETURN_IF_ERROR(Validate(shape));
-  TESSERA_RETURN_IF_ERROR(Validate(shape, weights));
-  const bool sliced = share.latent_columns != Range{0, shape.latent};
-  if (sliced && form == MlaForm::kExpanded) {
-    return absl::InvalidArgumentError(absl::StrFormat("latent columns [%d, %d): the expanded form needs all %d of them",
-                                                      share.latent_columns.begin, share.latent_columns.end,
-                                                      shape.latent));
-  }
+  TESSERA_ASSIGN_OR_RETURN(ShareWeights selected, SelectWeights(shape, weights, share, form));
   MlaProjections result;
   result.shape_ = shape;
   result.share_ = share;
-  TESSERA_RETURN_IF_ERROR(Emplace(result.kv_down_, {weights.kv_down}, compute));
-  result.kv_norm_ = ToFloats(weights.kv_norm);
-  if (!share.query_heads.empty()) {
-    const Range rows = Times(share.query_heads, shape.qk_width());
-    if (shape.query_rank > 0) {
-      TESSERA_RETURN_IF_ERROR(Emplace(result.query_down_, {weights.query_down}, compute));
-      TESSERA_RETURN_IF_ERROR(Emplace(result.query_up_, {RowsOf(weights.query_up, rows)}, compute));
-      result.query_norm_ = ToFloats(weights.query_norm);
-    } else {
-      TESSERA_RETURN_IF_ERROR(Emplace(result.query_, {RowsOf(weights.query, rows)}, compute));
-    }
-  }
-  if (!share.output_heads.empty()) {
-    const Block columns(weights.output, {0, shape.hidden}, Times(share.output_heads, shape.value));
-    TESSERA_RETURN_IF_ERROR(Emplace(result.output_, {columns.view()}, compute));
-  }
-  if (form == MlaForm::kExpanded) {
-    TESSERA_RETURN_IF_ERROR(Emplace(result.kv_up_, {weights.kv_up}, compute));
-    return result;
-  }
-  // Head j of kv_up: nope key rows, then value rows; both restricted to the share's columns.
-  const int64_t head_rows = shape.nope + shape.value;
-  const auto per_head = [&](HeadRange heads, int64_t first, int64_t count) {
-    std::vector<Block> blocks;
-    for (int head = heads.begin; head < heads.end; ++head) {
-      const int64_t row = head * head_rows + first;
-      blocks.emplace_back(weights.kv_up, Range{row, row + count}, share.latent_columns);
-    }
-    return blocks;
-  };
-  const auto emplace_heads = [&](std::optional<Linear>& linear, const std::vector<Block>& blocks, bool transposed) {
-    if (blocks.empty()) return absl::OkStatus();
-    std::vector<MatrixView> views;
-    for (const Block& block : blocks) views.push_back(block.view());
-    return Emplace(linear, views, compute, transposed);
-  };
-  TESSERA_RETURN_IF_ERROR(
-      emplace_heads(result.absorb_, per_head(share.absorbed_heads, 0, shape.nope), /*transposed=*/true));
-  TESSERA_RETURN_IF_ERROR(
-      emplace_heads(result.value_up_, per_head(share.value_heads, shape.nope, shape.value), /*transposed=*/false));
+  result.query_norm_ = std::move(selected.query_norm);
+  result.kv_norm_ = std::move(selected.kv_norm);
+  TESSERA_RETURN_IF_ERROR(Emplace(result.kv_down_, selected.kv_down, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.query_, selected.query, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.query_down_, selected.query_down, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.query_up_, selected.query_up, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.output_, selected.output, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.kv_up_, selected.kv_up, compute));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.absorb_, selected.absorb, compute, /*transposed=*/true));
+  TESSERA_RETURN_IF_ERROR(Emplace(result.value_up_, selected.value_up, compute));
   return result;
 }
 

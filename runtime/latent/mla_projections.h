@@ -1,7 +1,6 @@
 // The dense maps around the attention of one MLA layer, as far as one rank computes them.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -9,33 +8,16 @@
 
 #include "kernels/linear.h"
 #include "kernels/mla.h"
-#include "runtime/base/geometry.h"
 #include "runtime/base/status.h"
+#include "runtime/latent/mla_share.h"
 
 namespace tessera {
-
-// Expanded: keys and values are projected up from the latents (prefill). Absorbed: queries are projected down to the
-// latent space instead, and so are outputs back up (decode).
-enum class MlaForm : uint8_t { kExpanded, kAbsorbed };
-
-// Which part of a layer a rank computes.
-struct MlaShare {
-  HeadRange query_heads;     // whose queries it projects
-  HeadRange absorbed_heads;  // whose queries it takes into the latent space (absorbed form)
-  HeadRange value_heads;     // whose attention output it takes out of the latent space (absorbed form)
-  HeadRange output_heads;    // whose values it projects to the hidden state
-  Range latent_columns;      // what it keeps of the latent: [0, C), or a slice (TPLA); the expanded form needs all
-
-  static MlaShare Whole(const MlaShape& shape) {
-    const HeadRange all{0, shape.heads};
-    return {all, all, all, all, {0, shape.latent}};
-  }
-};
 
 // All matrices are dense, row-major, fp32, host. Not collective. Thread-safe.
 class MlaProjections {
  public:
-  // Copies the share's weights, rounded to `compute` (fp32, or bf16 with fp32 sums). Errors as Validate and Linear.
+  // Copies the share's weights, rounded to `compute` (fp32, or bf16 with fp32 sums). Errors as SelectWeights and
+  // Linear.
   static StatusOr<MlaProjections> Create(const MlaShape& shape, const MlaWeights& weights, const MlaShare& share,
                                          MlaForm form, DType compute);
 
@@ -57,9 +39,9 @@ class MlaProjections {
   Status ProjectValue(const float* latent_output, int64_t rows, float* value, int threads) const;
 
   // The norm of a whole latent is not known to a rank that holds a slice of it only. With this set, it is estimated
-  // from the share's columns: RMS(c) ~ RMS(slice) / sqrt(C / Cs * energy_share). TPLA's "sliced RMSNorm".
-  // A slice without energy is kept from dividing by zero: it is scaled to almost nothing, which is what it is.
-  void UseLocalNorm(double energy_share) { local_energy_share_ = std::max(energy_share, 1e-12); }
+  // from the share's columns: RMS(c) ~ RMS(slice) / sqrt(C / Cs * energy_share), where energy_share > 0. TPLA's
+  // "sliced RMSNorm".
+  void UseLocalNorm(double energy_share) { local_energy_share_ = energy_share; }
 
   const MlaShare& share() const { return share_; }
   int latent_columns() const { return static_cast<int>(share_.latent_columns.size()); }
