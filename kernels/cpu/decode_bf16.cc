@@ -1,5 +1,5 @@
 // Decoding with the bf16 dot products of AVX-512 (vdpbf16ps). Cached rows are multiplied as they lie: scores need no
-// conversion at all, values one interleaving of neighbouring rows per block. Twice the arithmetic of fp32 per
+// conversion at all, values one interleaving of neighbouring rows on the way. Twice the arithmetic of fp32 per
 // instruction; sums stay fp32. Weights are rounded to bf16, and the outputs are divided by the sum of the rounded ones,
 // so that a row which attends one key returns its value exactly.
 #include "kernels/cpu/decode.h"
@@ -46,54 +46,51 @@ void LoadQuery(const DecodeState& state, int pair, const void* row) {
   }
 }
 
-inline void PrefetchRow(const std::byte* row, int bytes) {
-  for (int i = 0; i < bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(row + i), _MM_HINT_T1);
-}
-
-// Asks for the next block row by row between products: all at once, the rows would fill the queue of outstanding misses
-// and hold up the products behind them.
-class Prefetcher {
- public:
-  // `steps` calls of Step() cover all rows.
-  Prefetcher(const DecodeState& state, const DecodeBlock& next, int steps)
-      : state_(state), next_(next), steps_(steps) {}
-  void Step() {
-    for (credit_ += next_.count; credit_ > 0 && row_ < next_.count; credit_ -= steps_, ++row_) {
-      PrefetchRow(next_.key[row_], 2 * state_.qk_width);
-      if (!state_.value_in_key) PrefetchRow(next_.value[row_], 2 * state_.v_width);
-    }
-  }
-
- private:
-  const DecodeState& state_;
-  const DecodeBlock& next_;
-  int steps_;
-  int credit_ = 0;
-  int row_ = 0;
+// Where the products with the values read them.
+enum class Values : uint8_t {
+  kRows,         // in the cache's rows, interleaved on the way
+  kRowsAndKeep,  // likewise, and left in the state for the block's other tiles
+  kKept
 };
 
-// Pairs of value rows as vdpbf16ps wants them: element 2i from the even row, 2i + 1 from the odd one. A row that is
-// missing is zero.
-void LoadBlock(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& /*next*/) {
-  alignas(64) uint16_t order[2][kHalves];
-  for (int i = 0; i < kHalves; ++i) {
-    order[0][i] = static_cast<uint16_t>(i / 2 + (i % 2) * kHalves);
-    order[1][i] = static_cast<uint16_t>(order[0][i] + kHalves / 2);
+// The share of one tile of pairs in asking for the next block. Every step of the products asks for a line or a few:
+// asked for in bursts, lines fill the queue of outstanding misses and hold up the products behind them.
+class Ahead {
+ public:
+  // `turn` of `turns` tiles.
+  Ahead(const DecodeState& state, const DecodeBlock& next, int turn, int turns) : next_(next) {
+    // A step meets four lines that may be asked for. Under a latent cache scores and values read the same rows: the
+    // scores ask for the even ones, the values for the odd ones.
+    const int lines = state.value_in_key ? 2 : 4;
+    begin_ = lines * turn / turns;
+    end_ = next.count == kDecodeKeys ? lines * (turn + 1) / turns : begin_;
   }
-  const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
-  uint16_t* to = reinterpret_cast<uint16_t*>(state.value);
-  for (int j = 0; j < block.count; j += 2) {
-    const bool odd = j + 1 < block.count;
-    const std::byte* const even_row = block.value[j];
-    const std::byte* const odd_row = block.value[odd ? j + 1 : j];
-    for (int i = 0; i < state.v_width; i += kHalves, to += 2 * kHalves) {
-      const __m512i a = LoadHalves(even_row, i, state.v_width);
-      const __m512i b = odd ? LoadHalves(odd_row, i, state.v_width) : _mm512_setzero_si512();
-      _mm512_store_si512(to, _mm512_permutex2var_epi16(a, low, b));
-      _mm512_store_si512(to + kHalves, _mm512_permutex2var_epi16(a, high, b));
+  // Steps of the scores are 32 columns of keys j to j + 3: line 0 is that of the first, 1 of the third, 2 and 3 of the
+  // others.
+  void AskKeys(int j, int column) const {
+    for (int line = begin_; line < end_; ++line) Ask(next_.key[j + (line % 2) * 2 + line / 2] + 2 * column);
+  }
+  // Steps of the values are 64 columns of values j and j + 1: lines 0 and 1 are those of the second.
+  void AskValues(int j, int column) const {
+    for (int line = begin_; line < end_; ++line) {
+      Ask(next_.value[j + 1 - line / 2] + 2 * (column + line % 2 * kHalves));
     }
   }
-}
+  // Lines of a latent row that are not value.
+  void AskRest(const DecodeState& state, int j) const {
+    for (int column = state.v_width; column < state.qk_width; column += kHalves) Ask(next_.key[j + 1] + 2 * column);
+  }
+  bool asks() const { return begin_ < end_; }
+
+ private:
+  static void Ask(const std::byte* address) { _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0); }
+
+  const DecodeBlock& next_;
+  int begin_, end_;  // of the lines of a step
+};
+
+// Nothing to do before the products: they read the rows as they lie, and prefetch the next block's between each other.
+void LoadBlock(const DecodeState& /*state*/, const DecodeBlock& /*block*/, const DecodeBlock& /*next*/) {}
 
 // The sums of four vectors' lanes.
 inline __m128 FourSums(const __m512* v) {
@@ -108,10 +105,9 @@ inline __m128 FourSums(const __m512* v) {
 
 // scores[r][j] = query r . key j. Missing keys of the last four repeat the first of them; their scores are not used.
 template <int kRows>
-inline void Scores(const DecodeState& state, const DecodeBlock& block, const uint16_t* query, Prefetcher& prefetcher) {
+inline void Scores(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead, const uint16_t* query) {
   const int whole = state.qk_width / kHalves * kHalves;
   for (int j = 0; j < block.count; j += 4) {
-    prefetcher.Step();
     const std::byte* keys[4];
     for (int k = 0; k < 4; ++k) keys[k] = block.key[j + k < block.count ? j + k : j];
     __m512 sum[kRows][4];
@@ -121,15 +117,15 @@ inline void Scores(const DecodeState& state, const DecodeBlock& block, const uin
       for (int k = 0; k < 4; ++k) sum[r][k] = _mm512_setzero_ps();
     }
     for (int i = 0; i < whole; i += kHalves) {
-      __m512bh k0 = AsHalves(_mm512_loadu_si512(keys[0] + 2 * i)), k1 = AsHalves(_mm512_loadu_si512(keys[1] + 2 * i)),
-               k2 = AsHalves(_mm512_loadu_si512(keys[2] + 2 * i)), k3 = AsHalves(_mm512_loadu_si512(keys[3] + 2 * i));
+      ahead.AskKeys(j, i);
+      __m512bh key[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) key[k] = AsHalves(_mm512_loadu_si512(keys[k] + 2 * i));
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const __m512bh q = AsHalves(_mm512_load_si512(query + r * state.qk_stride + i));
-        sum[r][0] = _mm512_dpbf16_ps(sum[r][0], q, k0);
-        sum[r][1] = _mm512_dpbf16_ps(sum[r][1], q, k1);
-        sum[r][2] = _mm512_dpbf16_ps(sum[r][2], q, k2);
-        sum[r][3] = _mm512_dpbf16_ps(sum[r][3], q, k3);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum[r][k] = _mm512_dpbf16_ps(sum[r][k], q, key[k]);
       }
     }
     if (whole < state.qk_width) {
@@ -202,23 +198,65 @@ inline void Softmax(const DecodeState& state, int count, int pair, float* row, f
   _mm512_store_ps(lane_weights, weight);
 }
 
-// output[r][16 c ...] += sum over key pairs of the weights and interleaved values.
-template <int kRows, int kVectors>
-inline void AddColumns(const DecodeState& state, int count, const uint16_t* value, float* output) {
+// Pairs of value rows as vdpbf16ps wants them: element 2i from the even row, 2i + 1 from the odd one.
+struct Interleave {
+  Interleave() {
+    alignas(64) uint16_t order[2][kHalves];
+    for (int i = 0; i < kHalves; ++i) {
+      order[0][i] = static_cast<uint16_t>(i / 2 + (i % 2) * kHalves);
+      order[1][i] = static_cast<uint16_t>(order[0][i] + kHalves / 2);
+    }
+    low = _mm512_load_si512(order[0]);
+    high = _mm512_load_si512(order[1]);
+  }
+  __m512i low, high;  // which elements make columns 0 to 15 and 16 to 31
+};
+
+// output[r][c] += sum over keys of weight and value for columns c in [first, first + 16 kVectors).
+template <int kRows, int kVectors, Values kValues>
+inline void AddColumns(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead,
+                       const Interleave& interleave, int first, float* output) {
+  static_assert(kVectors % 2 == 0);
+  output += first;
+  uint16_t* kept = reinterpret_cast<uint16_t*>(state.value) + 2 * first;
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int c = 0; c < kVectors; ++c) sum[r][c] = _mm512_load_ps(output + r * state.v_stride + 16 * c);
   }
+  __mmask32 present[kVectors / 2];  // columns of the value that there are
+  for (int c = 0; c < kVectors / 2; ++c) {
+    const int left = state.v_width - first - kHalves * c;
+    present[c] = left >= kHalves ? ~__mmask32{0} : (__mmask32{1} << std::max(left, 0)) - 1;
+  }
   const int32_t* const weights = reinterpret_cast<const int32_t*>(state.score);
-  for (int j = 0; j < (count + 1) / 2; ++j, value += 2 * state.v_stride) {
+  for (int j = 0; j < block.count; j += 2, kept += 2 * state.v_stride) {
     __m512bh columns[kVectors];
+    if constexpr (kValues == Values::kKept) {
 #pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c) columns[c] = AsHalves(_mm512_load_si512(value + kHalves * c));
+      for (int c = 0; c < kVectors; ++c) columns[c] = AsHalves(_mm512_load_si512(kept + kHalves * c));
+    } else {
+      const bool odd = j + 1 < block.count;  // a row that is missing is zero, not just its weight: 0 * inf is NaN
+      const std::byte* const rows[2] = {block.value[j] + 2 * first, block.value[odd ? j + 1 : j] + 2 * first};
+#pragma GCC unroll 4
+      for (int c = 0; c < kVectors / 2; ++c) {
+        const __m512i a = _mm512_maskz_loadu_epi16(present[c], rows[0] + 2 * kHalves * c);
+        const __m512i b = _mm512_maskz_loadu_epi16(odd ? present[c] : 0, rows[1] + 2 * kHalves * c);
+        const __m512i low = _mm512_permutex2var_epi16(a, interleave.low, b);
+        const __m512i high = _mm512_permutex2var_epi16(a, interleave.high, b);
+        if constexpr (kValues == Values::kRowsAndKeep) {
+          _mm512_store_si512(kept + 2 * kHalves * c, low);
+          _mm512_store_si512(kept + 2 * kHalves * c + kHalves, high);
+        }
+        columns[2 * c] = AsHalves(low);
+        columns[2 * c + 1] = AsHalves(high);
+      }
+    }
+    ahead.AskValues(j, first);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512bh weight = AsHalves(_mm512_set1_epi32(weights[r * kDecodeKeys + j]));
+      const __m512bh weight = AsHalves(_mm512_set1_epi32(weights[r * kDecodeKeys + j / 2]));
 #pragma GCC unroll 8
       for (int c = 0; c < kVectors; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], weight, columns[c]);
     }
@@ -230,44 +268,39 @@ inline void AddColumns(const DecodeState& state, int count, const uint16_t* valu
   }
 }
 
-template <int kRows>
-__attribute__((noinline)) void FoldRows(const DecodeState& state, const DecodeBlock& block, int first,
-                                        Prefetcher& prefetcher) {
-  Scores<kRows>(state, block,
-                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride,
-                prefetcher);
+template <int kRows, Values kValues>
+__attribute__((noinline)) void FoldTile(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead,
+                                        int first) {
+  Scores<kRows>(state, block, ahead,
+                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride);
   float* const output = state.output + static_cast<size_t>(first) * state.v_stride;
   for (int r = 0; r < kRows; ++r) {
     Softmax(state, block.count, first + r, state.score + r * kDecodeKeys, output + r * state.v_stride);
   }
-  const uint16_t* const value = reinterpret_cast<const uint16_t*>(state.value);
-  int i = 0;
-  for (; i + 64 <= state.v_stride; i += 64) {
-    prefetcher.Step();
-    AddColumns<kRows, 4>(state, block.count, value + 2 * i, output + i);
+  if (state.value_in_key && ahead.asks()) {
+    for (int j = 0; j < block.count; j += 2) ahead.AskRest(state, j);
   }
-  if (i < state.v_stride) AddColumns<kRows, 2>(state, block.count, value + 2 * i, output + i);
+  const Interleave interleave;
+  int i = 0;
+  for (; i + 64 <= state.v_stride; i += 64) AddColumns<kRows, 4, kValues>(state, block, ahead, interleave, i, output);
+  if (i < state.v_stride) AddColumns<kRows, 2, kValues>(state, block, ahead, interleave, i, output);
 }
 
+using FoldFunction = void (*)(const DecodeState&, const DecodeBlock&, const Ahead&, int);
+template <int kRows>
+constexpr FoldFunction kFoldRows[] = {FoldTile<kRows, Values::kRows>, FoldTile<kRows, Values::kRowsAndKeep>,
+                                      FoldTile<kRows, Values::kKept>};
+
 void Fold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first, int pairs) {
+  static constexpr const FoldFunction* kFold[] = {nullptr,      kFoldRows<1>, kFoldRows<2>, kFoldRows<3>,
+                                                  kFoldRows<4>, kFoldRows<5>, kFoldRows<6>};
+  static_assert(std::size(kFold) == kDecodeRows + 1);
   const int tiles = (pairs + kDecodeRows - 1) / kDecodeRows;
-  Prefetcher prefetcher(state, next, tiles * ((block.count + 3) / 4 + state.v_stride / 64));
-  for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) {
-    FoldRows<kDecodeRows>(state, block, first, prefetcher);
-  }
-  switch (pairs) {
-    case 5:
-      return FoldRows<5>(state, block, first, prefetcher);
-    case 4:
-      return FoldRows<4>(state, block, first, prefetcher);
-    case 3:
-      return FoldRows<3>(state, block, first, prefetcher);
-    case 2:
-      return FoldRows<2>(state, block, first, prefetcher);
-    case 1:
-      return FoldRows<1>(state, block, first, prefetcher);
-    default:
-      return;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const Ahead ahead(state, next, tile, tiles);
+    const Values values = tiles == 1 ? Values::kRows : tile == 0 ? Values::kRowsAndKeep : Values::kKept;
+    const int rows = std::min(pairs - tile * kDecodeRows, kDecodeRows);
+    kFold[rows][static_cast<int>(values)](state, block, ahead, first + tile * kDecodeRows);
   }
 }
 
