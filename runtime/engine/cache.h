@@ -7,24 +7,10 @@
 #include <span>
 
 #include "kernels/decode.h"
-#include "partition/cache_sharding.h"
 #include "runtime/base/status.h"
+#include "runtime/engine/page_table.h"
 
 namespace tessera {
-
-struct CacheOptions {
-  CacheRowShape shape;  // of what this rank stores: CacheSharding::LocalShape
-  int layers = 1;
-  int page_tokens = 64;  // rows per page
-  int64_t pages = 0;     // pages in the pool; a page holds page_tokens rows of every layer
-};
-
-using SequenceId = int64_t;
-
-struct CacheGrowth {
-  SequenceId sequence = 0;
-  int64_t rows = 0;
-};
 
 // Not thread-safe. Row numbers are local rows of the sequence on this rank. NotFound for an id that was never given out
 // or was released. `shape.kv_heads` may be 0: a rank that serves no head keeps count of rows that take no memory.

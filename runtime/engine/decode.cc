@@ -1,21 +1,16 @@
 #include "runtime/engine/decode.h"
 
-#include <bit>
-#include <list>
 #include <utility>
 
 #include "collectives/agreement.h"
 #include "kernels/decode_check.h"
+#include "runtime/engine/decode_common.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/slots.h"
-#include "runtime/engine/tensor_check.h"
 #include "runtime/engine/transfer.h"
 
 namespace tessera {
 namespace {
-
-// Batches grow and shrink by a few rows; plans of more sizes than this are made again when they are needed again.
-constexpr size_t kMostPlans = 16;
 
 // A plan for one number of query rows, ready to run.
 struct ReadyPlan {
@@ -24,19 +19,6 @@ struct ReadyPlan {
   SlotTable slots;
   std::unique_ptr<Executor> executor;
 };
-
-// The attend_cache step of a program, or null: a rank may have no heads.
-const AttendCacheStep* AttendOf(const RankProgram& program) {
-  for (const Step& step : program.steps) {
-    if (const auto* attend = std::get_if<AttendCacheStep>(&step.body)) return attend;
-  }
-  return nullptr;
-}
-
-// The key/value heads that the rank's cache holds.
-HeadRange KvHeadsOf(const DecodeSpec& spec, int rank) {
-  return ShardingOf(spec, 1).KvHeads(rank, spec.kv_heads);
-}
 
 DecodeArgs ArgsOf(const AttendCacheStep& attend, const SlotTable& slots, const DecodeSpec& spec, int rank,
                   const DecodeOptions& options, const CacheLayer& cache, std::span<const DecodeSequence> sequences) {
@@ -71,35 +53,6 @@ class DecodeComputer final : public StepComputer {
   const DecodeArgs& args_;  // of the program's one attend_cache step
 };
 
-Status CheckDense(std::string_view name, const ConstTensorView& view) {
-  if (view.IsDense()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrFormat("%s: strides are %d and %d; the tensor must be dense",
-                                                    std::string(name), view.row_stride, view.head_stride));
-}
-
-Status CheckCache(const CacheLayer& cache, const DecodeSpec& spec, int kv_heads) {
-  const auto reject = [](const char* field, const auto& value, const auto& expected) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cache: ", field, " is ", value, "; this rank's plan needs ", expected));
-  };
-  if (cache.dtype != spec.dtype) return reject("dtype", std::string(Name(cache.dtype)), std::string(Name(spec.dtype)));
-  if (cache.kv_heads != kv_heads) return reject("kv_heads", cache.kv_heads, kv_heads);
-  if (cache.qk_width != spec.qk_width) return reject("qk_width", cache.qk_width, spec.qk_width);
-  if (cache.v_width != spec.v_width) return reject("v_width", cache.v_width, spec.v_width);
-  return absl::OkStatus();
-}
-
-// Every query row needs its (maybe empty) share of this rank's cache: what no sequence covers would stay unwritten.
-Status CheckRowsCovered(std::span<const DecodeSequence> sequences, int64_t rows) {
-  int64_t covered = 0;
-  for (const DecodeSequence& sequence : sequences) covered += static_cast<int64_t>(sequence.visible.size());
-  if (covered == rows) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrFormat("sequences: they have %d query rows and the query tensor %d; every row must belong to one "
-                      "sequence, with an empty range where it sees nothing of this rank's cache",
-                      covered, rows));
-}
-
 }  // namespace
 
 struct DecodeAttention::State {
@@ -107,17 +60,13 @@ struct DecodeAttention::State {
   DecodeOptions options;
   const DecodeKernel* kernel = nullptr;
   Communicators comms;
-  std::list<std::unique_ptr<ReadyPlan>> plans;  // last used first
+  PlansByRows<ReadyPlan> plans;
   ExecutionStats stats;
   Status failure;  // the first error after messages began to move; sticks
 
-  StatusOr<ReadyPlan*> PlanFor(int64_t rows) {
-    for (auto it = plans.begin(); it != plans.end(); ++it) {
-      if ((*it)->spec.rows != rows) continue;
-      plans.splice(plans.begin(), plans, it);
-      return plans.front().get();
-    }
-    auto plan = std::make_unique<ReadyPlan>();
+  StatusOr<std::shared_ptr<ReadyPlan>> PlanFor(int64_t rows) {
+    if (std::shared_ptr<ReadyPlan> known = plans.Find(rows)) return known;
+    auto plan = std::make_shared<ReadyPlan>();
     plan->spec = spec;
     plan->spec.rows = rows;
     TESSERA_RETURN_IF_ERROR(Validate(plan->spec));
@@ -126,9 +75,7 @@ struct DecodeAttention::State {
     // Nothing overlaps in a decode step, and on the caller's thread the kernel uses the OpenMP team that its other
     // operators use.
     plan->executor = std::make_unique<Executor>(plan->program, comms, /*compute=*/nullptr, /*tracing=*/false);
-    if (plans.size() == kMostPlans) plans.pop_back();
-    plans.push_front(std::move(plan));
-    return plans.front().get();
+    return plans.Add(rows, std::move(plan));
   }
 
   // A layer's cache decides between kernels that differ in where the values are.
@@ -147,25 +94,16 @@ struct DecodeAttention::State {
 DecodeAttention::DecodeAttention(std::unique_ptr<State> state) : state_(std::move(state)) {}
 DecodeAttention::~DecodeAttention() {
   if (state_ == nullptr || state_->failure.ok()) return;
-  for (auto& plan : state_->plans) KeepForGood(std::move(plan->slots));
+  for (const auto& [rows, plan] : state_->plans) KeepForGood(std::move(plan->slots));
 }
 
 StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(Communicator& comm, const DecodeSpec& spec,
                                                                    const DecodeOptions& options) {
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, HashWithoutRows(spec), "decode plan"));
-  const uint64_t score =
-      (uint64_t{std::bit_cast<uint32_t>(options.scale)} << 32) | std::bit_cast<uint32_t>(options.soft_cap);
-  TESSERA_RETURN_IF_ERROR(AgreeOnHash(comm, score, "decode scale and soft cap"));
-  // From here on every rank sees the same spec, so these checks give the same answer everywhere.
+  TESSERA_RETURN_IF_ERROR(AgreeOnDecode(comm, spec, options.scale, options.soft_cap));
   auto state = std::make_unique<State>();
   state->spec = spec;
   state->spec.rows = 0;
   state->options = options;
-  TESSERA_RETURN_IF_ERROR(Validate(state->spec));
-  if (comm.size() != spec.ranks) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("the decode plan is for %d ranks and the communicator has %d", spec.ranks, comm.size()));
-  }
   // Kernels differ between machines: what fails on one rank must fail on all.
   const Status local = [&]() -> Status {
     if (options.threads < 1) {
@@ -186,14 +124,8 @@ Status DecodeAttention::Run(const ConstTensorView& query, const CacheLayer& cach
                             const TensorView& lse) {
   State& state = *state_;
   TESSERA_RETURN_IF_ERROR(state.failure);
-  TESSERA_ASSIGN_OR_RETURN(ReadyPlan* const plan, state.PlanFor(query.rows));
-  const std::vector<Slot>& slots = plan->program.slots;
-  TESSERA_RETURN_IF_ERROR(CheckTensor("query", query, slots[kDecodeQuerySlot], state.spec.dtype));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("output", output, slots[kDecodeOutputSlot], DType::kFloat32));
-  TESSERA_RETURN_IF_ERROR(CheckTensor("lse", lse, slots[kDecodeLseSlot], DType::kFloat32));
-  TESSERA_RETURN_IF_ERROR(CheckDense("query", query));
-  TESSERA_RETURN_IF_ERROR(CheckDense("output", output));
-  TESSERA_RETURN_IF_ERROR(CheckDense("lse", lse));
+  TESSERA_ASSIGN_OR_RETURN(const std::shared_ptr<ReadyPlan> plan, state.PlanFor(query.rows));
+  TESSERA_RETURN_IF_ERROR(CheckDecodeTensors(plan->program, state.spec.dtype, query, output, lse, MemorySpace::kHost));
   plan->slots.Bind(kDecodeQuerySlot, const_cast<void*>(query.data));  // plans never write to inputs: see Verify
   plan->slots.Bind(kDecodeOutputSlot, output.data);
   plan->slots.Bind(kDecodeLseSlot, lse.data);
@@ -201,7 +133,9 @@ Status DecodeAttention::Run(const ConstTensorView& query, const CacheLayer& cach
   if (const AttendCacheStep* attend = AttendOf(plan->program)) {
     const int rank = state.comms.world->rank();
     TESSERA_RETURN_IF_ERROR(CheckCache(cache, state.spec, KvHeadsOf(state.spec, rank).size()));
-    TESSERA_RETURN_IF_ERROR(CheckRowsCovered(sequences, query.rows));
+    int64_t covered = 0;
+    for (const DecodeSequence& sequence : sequences) covered += static_cast<int64_t>(sequence.visible.size());
+    TESSERA_RETURN_IF_ERROR(CheckRowsCovered(covered, query.rows));
     args = ArgsOf(*attend, plan->slots, state.spec, rank, state.options, cache, sequences);
     TESSERA_RETURN_IF_ERROR(CheckDecodeArgs(args));
     TESSERA_RETURN_IF_ERROR(state.ChooseKernel(TraitsOf(args).value_in_key));
@@ -218,7 +152,7 @@ Status DecodeAttention::Run(const ConstTensorView& query, const CacheLayer& cach
 }
 
 const DecodeSpec& DecodeAttention::spec() const {
-  return state_->plans.front()->spec;
+  return state_->plans.front().spec;
 }
 std::string_view DecodeAttention::kernel_name() const {
   return state_->kernel->name();
@@ -227,7 +161,7 @@ const ExecutionStats& DecodeAttention::stats() const {
   return state_->stats;
 }
 const RankProgram& DecodeAttention::program() const {
-  return state_->plans.front()->program;
+  return state_->plans.front().program;
 }
 
 }  // namespace tessera

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <numeric>
+
+#include "tests/support/decode_local.h"
+#include "tests/support/local_tensors.h"
 
 namespace tessera::testing {
 namespace {
@@ -26,120 +28,8 @@ std::vector<std::byte> Normal(int64_t elements, DType dtype, std::mt19937_64& ge
   return data;
 }
 
-// One rank's part of the cache and its query tensor.
-struct Local {
-  std::vector<std::byte> pool;
-  CacheLayer layer;
-  std::vector<std::vector<int32_t>> pages;
-  std::vector<std::vector<Range>> visible;
-  std::vector<DecodeSequence> sequences;
-  std::vector<std::byte> query;
-};
-
-// Columns of a key row that a rank stores: a slice of the latent ones and everything after them, or all.
-std::vector<int> KeyColumns(const DecodeCase& problem, int rank) {
-  std::vector<int> columns;
-  const int latent = problem.shape.latent ? problem.shape.value_width : 0;
-  const Range own = problem.sharding.LatentColumns(rank, latent);
-  for (int64_t c = own.begin; c < own.end; ++c) columns.push_back(static_cast<int>(c));
-  for (int c = latent; c < problem.shape.key_width; ++c) columns.push_back(c);
-  return columns;
-}
-
-// Copies `width` elements, chosen by columns when there are any, of row `from` of a matrix to `to`.
-void CopyColumns(const std::byte* matrix, int64_t row, int width, const std::vector<int>& columns, DType dtype,
-                 std::byte* to) {
-  const int64_t bytes = static_cast<int64_t>(SizeInBytes(dtype));
-  for (size_t i = 0; i < columns.size(); ++i) {
-    std::memcpy(to + static_cast<int64_t>(i) * bytes, matrix + (row * width + columns[i]) * bytes, bytes);
-  }
-}
-
-Local MakeLocal(const DecodeCase& problem, int rank) {
-  Local local;
-  const CacheRowShape& whole = problem.shape;
-  const CacheRowShape stored = problem.sharding.LocalShape(rank, whole);
-  const HeadRange kv = problem.sharding.KvHeads(rank, whole.kv_heads);
-  const DType dtype = whole.dtype;
-  const int64_t e = static_cast<int64_t>(SizeInBytes(dtype));
-  int64_t pages = 1;  // page 0 belongs to nobody
-  for (const DecodeCase::Sequence& s : problem.sequences) {
-    const int64_t rows = problem.sharding.LocalRows(rank, s.tokens);
-    auto& own = local.pages.emplace_back((rows + problem.page_tokens - 1) / problem.page_tokens);
-    for (int32_t& page : own) page = static_cast<int32_t>(pages++);
-  }
-  // Pages lie anywhere in the pool.
-  std::vector<int32_t> place(pages);
-  std::iota(place.begin(), place.end(), 0);
-  std::mt19937_64 shuffler(static_cast<uint64_t>(rank) + 7);
-  std::shuffle(place.begin(), place.end(), shuffler);
-  for (auto& own : local.pages) {
-    for (int32_t& page : own) page = place[page];
-  }
-  CacheLayer& layer = local.layer;
-  layer.dtype = dtype;
-  layer.kv_heads = stored.kv_heads;
-  layer.qk_width = stored.key_width;
-  layer.v_width = stored.value_width;
-  layer.page_tokens = problem.page_tokens;
-  layer.key_head_stride = stored.key_width * e;
-  layer.value_head_stride = stored.value_width * e;
-  layer.key_row_stride = layer.key_head_stride * std::max(1, stored.kv_heads);
-  layer.value_row_stride = layer.value_head_stride * std::max(1, stored.kv_heads);
-  if (whole.latent) {
-    layer.value_row_stride = layer.key_row_stride;
-    layer.value_head_stride = layer.key_head_stride;
-  }
-  const int64_t key_page = layer.key_row_stride * problem.page_tokens;
-  layer.page_stride = key_page + (whole.latent ? 0 : layer.value_row_stride * problem.page_tokens);
-  local.pool.resize(pages * layer.page_stride + 64);
-  for (size_t i = 0; i < local.pool.size() / e; ++i) {
-    StoreFromFloat(local.pool.data(), dtype, static_cast<int64_t>(i), kNaN);
-  }
-  layer.key = local.pool.data();
-  layer.value = whole.latent ? layer.key : layer.key + key_page;
-  const std::vector<int> key_columns = KeyColumns(problem, rank);
-  std::vector<int> value_columns(whole.value_width);
-  std::iota(value_columns.begin(), value_columns.end(), 0);
-  int64_t first_row = 0;
-  for (size_t i = 0; i < problem.sequences.size(); ++i) {
-    const DecodeCase::Sequence& s = problem.sequences[i];
-    for (int64_t row = 0; row < problem.sharding.LocalRows(rank, s.tokens); ++row) {
-      const int64_t token = problem.sharding.TokenOf(rank, row);
-      const int64_t page = local.pages[i][row / problem.page_tokens];
-      for (int head = kv.begin; head < kv.end; ++head) {
-        const int64_t from = token * whole.kv_heads + head;
-        std::byte* const base = local.pool.data() + page * layer.page_stride;
-        const int64_t in_page = row % problem.page_tokens;
-        CopyColumns(s.key.data(), from, whole.key_width, key_columns, dtype,
-                    base + in_page * layer.key_row_stride + (head - kv.begin) * layer.key_head_stride);
-        if (whole.latent) continue;
-        CopyColumns(s.value.data(), from, whole.value_width, value_columns, dtype,
-                    base + key_page + in_page * layer.value_row_stride + (head - kv.begin) * layer.value_head_stride);
-      }
-    }
-    // Tokens of a range that a rank holds are consecutive rows of it.
-    auto& visible = local.visible.emplace_back();
-    for (const Range& range : s.visible) {
-      visible.push_back({problem.sharding.LocalRows(rank, range.begin), problem.sharding.LocalRows(rank, range.end)});
-    }
-    local.sequences.push_back({first_row, local.pages[i], visible});
-    first_row += static_cast<int64_t>(s.visible.size());
-  }
-  // `visible` grew while views of it were taken.
-  for (size_t i = 0; i < local.sequences.size(); ++i) local.sequences[i].visible = local.visible[i];
-  const HeadRange heads = problem.spec.QueryHeads(rank);
-  local.query.resize(problem.rows() * heads.size() * static_cast<int64_t>(key_columns.size()) * e);
-  std::byte* to = local.query.data();
-  for (int64_t row = 0; row < problem.rows(); ++row) {
-    for (int head = heads.begin; head < heads.end; ++head, to += key_columns.size() * e) {
-      CopyColumns(problem.query.data(), row * problem.spec.heads + head, whole.key_width, key_columns, dtype, to);
-    }
-  }
-  return local;
-}
-
-// Attention of one query row of one head over the tokens it sees, in `Real` arithmetic.
+// Attention of one query row of one head over the tokens it sees, in `Real` arithmetic; weights meet the values as
+// `weights` has them.
 template <typename Real>
 struct RowResult {
   std::vector<Real> output;
@@ -147,7 +37,7 @@ struct RowResult {
 };
 template <typename Real>
 RowResult<Real> Attend(const DecodeCase& problem, int rank, const DecodeCase::Sequence& s, int64_t row, Range visible,
-                       int head) {
+                       int head, DType weights) {
   const CacheRowShape& shape = problem.shape;
   const int kv = head / (problem.spec.heads / problem.spec.kv_heads);
   const std::vector<int> columns = KeyColumns(problem, rank);
@@ -174,12 +64,14 @@ RowResult<Real> Attend(const DecodeCase& problem, int rank, const DecodeCase::Se
   for (size_t i = 0; i < scores.size(); ++i) {
     const Real weight = std::exp(scores[i] - most);
     sum += weight;
+    const Real factor =
+        SizeInBytes(weights) == 2 ? static_cast<Real>(RoundWeight(weights, static_cast<float>(weight))) : weight;
     const int64_t t = visible.begin + static_cast<int64_t>(i);
     const std::byte* const matrix = shape.latent ? s.key.data() : s.value.data();
     const int width = shape.latent ? shape.key_width : shape.value_width;
     for (int64_t c = values.begin; c < values.end; ++c) {
       result.output[c - values.begin] +=
-          weight * static_cast<Real>(LoadAsFloat(matrix, shape.dtype, (t * shape.kv_heads + kv) * width + c));
+          factor * static_cast<Real>(LoadAsFloat(matrix, shape.dtype, (t * shape.kv_heads + kv) * width + c));
     }
   }
   for (Real& value : result.output) value /= sum;
@@ -187,17 +79,16 @@ RowResult<Real> Attend(const DecodeCase& problem, int rank, const DecodeCase::Se
   return result;
 }
 
-float Rounded(float value, DType dtype) {
-  uint32_t storage = 0;
-  StoreFromFloat(&storage, dtype, 0, value);
-  return LoadAsFloat(&storage, dtype, 0);
+// Ends at `end`, and mostly begins at the beginning.
+Range RangeUpTo(int64_t end, std::mt19937_64& generator) {
+  return {Pick(generator, 0, 3) == 0 ? Pick(generator, 0, end) : 0, end};
 }
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
-struct Error {
+struct Errors {
   double squares = 0;
   double max = 0;
   int64_t count = 0;
@@ -219,17 +110,18 @@ std::string DecodeCase::ToString() const {
   return text;
 }
 
-DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& generator) {
+DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& generator, const DecodeCaseKind& kind) {
   DecodeCase problem;
   DecodeSpec& spec = problem.spec;
   CacheRowShape& shape = problem.shape;
   spec.method = method;
   spec.ranks = ranks;
-  spec.dtype = shape.dtype = OneOf(generator, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+  shape.dtype = kind.sixteen_bit ? OneOf(generator, {DType::kBFloat16, DType::kFloat16})
+                                 : OneOf(generator, {DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   shape.latent = method == DecodeMethod::kTpla || Pick(generator, 0, 1) == 0;
   if (method == DecodeMethod::kTpla) {
     do spec.groups = static_cast<int>(Pick(generator, 1, ranks));
-    while (ranks % spec.groups != 0);
+    while (ranks % spec.groups != 0 || (kind.shape && kind.shape->value_width % spec.groups != 0));
   }
   if (shape.latent) {
     shape.kv_heads = 1;
@@ -242,6 +134,12 @@ DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& gen
     shape.value_width = static_cast<int>(Pick(generator, 1, 40));
     spec.heads = shape.kv_heads * static_cast<int>(Pick(generator, 1, 4));
   }
+  if (kind.shape) {
+    const int group = spec.heads / shape.kv_heads;
+    shape = *kind.shape;
+    spec.heads = shape.kv_heads * (shape.latent ? spec.heads : group);
+  }
+  spec.dtype = shape.dtype;
   spec.kv_heads = shape.kv_heads;
   problem.options.scale = 1.0f / std::sqrt(static_cast<float>(shape.key_width));
   if (Pick(generator, 0, 3) == 0) problem.options.soft_cap = 2.0f;
@@ -261,9 +159,8 @@ DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& gen
     s.tokens = OneOf<int64_t>(generator, {0, 1, Pick(generator, 1, 20), Pick(generator, 1, 90)});
     const int64_t queries = Pick(generator, 0, 3);
     for (int64_t q = 0; q < queries; ++q) {
-      const int64_t end = std::max<int64_t>(0, s.tokens - queries + q + 1);  // causal, aligned at the last token
-      const int64_t begin = Pick(generator, 0, 3) == 0 ? Pick(generator, 0, end) : 0;
-      s.visible.push_back({begin, end});
+      // Causal, aligned at the last token.
+      s.visible.push_back(RangeUpTo(std::max<int64_t>(0, s.tokens - queries + q + 1), generator));
     }
     s.key = Normal(s.tokens * shape.kv_heads * shape.key_width, shape.dtype, generator);
     if (!shape.latent) s.value = Normal(s.tokens * shape.kv_heads * shape.value_width, shape.dtype, generator);
@@ -273,9 +170,16 @@ DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& gen
   return problem;
 }
 
+void RedrawStep(DecodeCase& problem, std::mt19937_64& generator) {
+  for (DecodeCase::Sequence& s : problem.sequences) {
+    for (Range& range : s.visible) range = RangeUpTo(Pick(generator, 0, s.tokens), generator);
+  }
+  problem.query = Normal(problem.rows() * problem.spec.heads * problem.shape.key_width, problem.shape.dtype, generator);
+}
+
 Status RunDecodeRank(Communicator& comm, const DecodeCase& problem, DecodeResult& result) {
   const int rank = comm.rank();
-  const Local local = MakeLocal(problem, rank);
+  const LocalDecode local = LayOut(problem, rank);
   TESSERA_ASSIGN_OR_RETURN(const auto decode, DecodeAttention::Create(comm, problem.spec, problem.options));
   const int64_t rows = problem.rows();
   const int query_heads = problem.spec.QueryHeads(rank).size(), heads = problem.spec.OutputHeads(rank).size();
@@ -296,21 +200,21 @@ Status RunDecodeRank(Communicator& comm, const DecodeCase& problem, DecodeResult
   return absl::OkStatus();
 }
 
-std::string Judge(const DecodeCase& problem, int rank, const DecodeResult& result) {
+std::string Judge(const DecodeCase& problem, int rank, const DecodeResult& result, DType weights) {
   const HeadRange heads = problem.spec.OutputHeads(rank);
   const int width = problem.spec.v_width;
-  Error error, plain;
+  Errors error, plain;
   double largest = 0;
   int64_t row = 0;
   for (const DecodeCase::Sequence& s : problem.sequences) {
     for (const Range& visible : s.visible) {
       for (int head = heads.begin; head < heads.end; ++head) {
         const int64_t index = row * heads.size() + head - heads.begin;
-        const auto exact = Attend<double>(problem, rank, s, row, visible, head);
-        const auto single = Attend<float>(problem, rank, s, row, visible, head);
+        const auto exact = Attend<double>(problem, rank, s, row, visible, head, DType::kFloat32);
+        const auto single = Attend<float>(problem, rank, s, row, visible, head, weights);
         for (int c = 0; c < width; ++c) {
           error.Add(result.output[index * width + c], exact.output[c]);
-          plain.Add(Rounded(single.output[c], problem.spec.dtype), exact.output[c]);
+          plain.Add(RoundWeight(problem.spec.dtype, single.output[c]), exact.output[c]);
           largest = std::max(largest, std::abs(exact.output[c]));
         }
         const double got = result.lse[index];

@@ -1,6 +1,7 @@
 // Seeded random decode steps, run as one rank and judged against fp64.
 #pragma once
 
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -31,8 +32,16 @@ struct DecodeCase {
   std::string ToString() const;
 };
 
+// What of a case is not left to chance.
+struct DecodeCaseKind {
+  bool sixteen_bit = false;                           // bf16 or fp16
+  std::optional<CacheRowShape> shape = std::nullopt;  // latent for tpla
+};
 // A case that `method` can serve on `ranks` ranks: odd heads, grouped heads, every dtype, soft caps.
-DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& generator);
+DecodeCase RandomDecodeCase(DecodeMethod method, int ranks, std::mt19937_64& generator,
+                            const DecodeCaseKind& kind = {});
+// Another step over the same cache: other queries and visible ranges, of as many rows.
+void RedrawStep(DecodeCase& problem, std::mt19937_64& generator);
 
 // What one rank gets, NaN where nothing was written.
 struct DecodeResult {
@@ -46,7 +55,8 @@ Status RunDecodeRank(Communicator& comm, const DecodeCase& problem, DecodeResult
 
 // Holds the output of a rank against fp64 on what it should have computed (under tpla: on its slice): root mean square
 // and maximum error at most twice those of a plain computation whose output is rounded to the cache's dtype, and
-// log-sum-exp within 1e-5. Empty when it holds.
-std::string Judge(const DecodeCase& problem, int rank, const DecodeResult& result);
+// log-sum-exp within 1e-5. `weights` is what the softmax weights of the plain computation are rounded to before they
+// meet the values: where tensor cores multiply, the cache's dtype. Empty when it holds.
+std::string Judge(const DecodeCase& problem, int rank, const DecodeResult& result, DType weights = DType::kFloat32);
 
 }  // namespace tessera::testing

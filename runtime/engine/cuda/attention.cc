@@ -1,23 +1,15 @@
 #include "runtime/engine/cuda/attention.h"
 
-#include <chrono>
 #include <functional>
-#include <thread>
 
 #include "collectives/agreement.h"
 #include "kernels/cuda/steps.h"
-#include "runtime/device/cuda/graph.h"
 #include "runtime/engine/bindings.h"
+#include "runtime/engine/cuda/operator.h"
 #include "runtime/engine/cuda/ready_pass.h"
 
 namespace tessera {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// How often a waiting rank looks at the GPU, and how often at its peers.
-constexpr auto kPollInterval = std::chrono::microseconds(50);
-constexpr auto kHealthInterval = std::chrono::milliseconds(20);
 
 Status CheckVector(const char* name, const float* values, bool needed) {
   if ((values != nullptr) == needed) return absl::OkStatus();
@@ -33,62 +25,39 @@ Status CheckVectors(const Problem& problem, const CudaHeadVectors& vectors) {
 }  // namespace
 
 struct CudaAttention::State {
-  State(Communicator& control_comm, StreamCommunicator& data_comm, const CudaDevice& gpu)
-      : control(control_comm), data(data_comm), device(gpu) {}
+  State(Communicator& control, StreamCommunicator& data, const CudaDevice& device) : gpu(control, data, device) {}
 
   Status Prepare(const PlanSpec& spec, const CudaAttentionOptions& options);
-  // Submits an execution and marks its end.
-  Status Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream);
+  Status Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
+    return gpu.Execute(pass.executor(), submit, stream);
+  }
   Status SumSinkGradient(const CudaHeadVectors& vectors, float* gradient, CUstream_st* stream);
-  Status Wait();
 
-  Communicator& control;
-  StreamCommunicator& data;
-  const CudaDevice device;
-  CudaStream own;    // memory belongs to it: it waits for every execution, so that nothing in use is freed
-  CudaEvent finish;  // of the last execution, on the caller's stream
+  CudaOperator gpu;
   const cuda::AttendKernel* kernel = nullptr;
   std::unique_ptr<CudaReadyPass> forward, backward;
-  DeviceBuffer sink_sum;             // [query_heads] fp32: this rank's part of the sinks' gradient
-  CudaReadyPass* running = nullptr;  // the last that was submitted
-  Status failure;                    // the first error; sticks
+  DeviceBuffer sink_sum;  // [query_heads] fp32: this rank's part of the sinks' gradient
 };
 
 Status CudaAttention::State::Prepare(const PlanSpec& spec, const CudaAttentionOptions& options) {
-  if (data.size() != control.size() || data.rank() != control.rank()) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "the data communicator has this process as rank %d of %d, the control communicator as rank %d of %d",
-        data.rank(), data.size(), control.rank(), control.size()));
-  }
   const Problem& problem = spec.problem;
+  const CudaDevice& device = gpu.device();
   const cuda::AttendTraits traits{problem.dtype, problem.qk_width, problem.v_width,
                                   10 * device.capability().major + device.capability().minor};
   TESSERA_ASSIGN_OR_RETURN(kernel, cuda::FindAttendKernel(traits, options.kernel));
-  TESSERA_ASSIGN_OR_RETURN(own, CudaStream::Create(device));
-  TESSERA_ASSIGN_OR_RETURN(finish, CudaEvent::Create(device));
-  TESSERA_ASSIGN_OR_RETURN(forward, CudaReadyPass::Create(spec, device, data, *kernel, nullptr, own));
+  TESSERA_ASSIGN_OR_RETURN(forward, CudaReadyPass::Create(spec, device, gpu.data(), *kernel, nullptr, gpu.own()));
   if (!options.backward) return absl::OkStatus();
   TESSERA_ASSIGN_OR_RETURN(const cuda::BackwardKernel* const backward_kernel,
                            cuda::FindBackwardKernel(traits, options.kernel));
   PlanSpec backward_spec = spec;
   backward_spec.pass = Pass::kBackward;
-  TESSERA_ASSIGN_OR_RETURN(backward, CudaReadyPass::Create(backward_spec, device, data, *kernel, backward_kernel, own));
+  TESSERA_ASSIGN_OR_RETURN(
+      backward, CudaReadyPass::Create(backward_spec, device, gpu.data(), *kernel, backward_kernel, gpu.own()));
   if (!problem.score.sink) return absl::OkStatus();
   const int64_t bytes = problem.query_heads * static_cast<int64_t>(sizeof(float));
-  TESSERA_ASSIGN_OR_RETURN(sink_sum, DeviceBuffer::Allocate(device, bytes, "the gradient of the sinks", own.handle()));
-  return own.Synchronize("preparing the gradient of the sinks");
-}
-
-Status CudaAttention::State::Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
-  failure = [&]() -> Status {
-    TESSERA_RETURN_IF_ERROR(submit());
-    TESSERA_ASSIGN_OR_RETURN(const bool capturing, IsCapturing(stream));
-    if (capturing) return absl::OkStatus();  // nothing has been executed
-    running = &pass;
-    TESSERA_RETURN_IF_ERROR(finish.Record(stream));
-    return finish.MakeWait(own.handle());
-  }();
-  return failure;
+  TESSERA_ASSIGN_OR_RETURN(sink_sum,
+                           DeviceBuffer::Allocate(device, bytes, "the gradient of the sinks", gpu.own().handle()));
+  return gpu.own().Synchronize("preparing the gradient of the sinks");
 }
 
 // The sink is a key without a value; its gradient is a sum over all queries of all ranks, added in rank order.
@@ -99,38 +68,7 @@ Status CudaAttention::State::SumSinkGradient(const CudaHeadVectors& vectors, flo
   TESSERA_RETURN_IF_ERROR(
       cuda::AddSinkGradient(slots.View(kResultLseSlot), slots.View(kOwnDeltaSlot), vectors.sinks, local, stream));
   const auto heads = static_cast<size_t>(backward->spec().problem.query_heads);
-  return data.AllReduceSum({local, heads}, {gradient, heads}, stream);
-}
-
-Status CudaAttention::State::Wait() {
-  CudaExecutor::Position position;
-  const auto poll = [&]() -> Status {
-    auto next_health = Clock::now();
-    for (;;) {
-      TESSERA_ASSIGN_OR_RETURN(const bool over, finish.Done());
-      if (over) return absl::OkStatus();
-      TESSERA_ASSIGN_OR_RETURN(position, running->executor().Where());
-      control.ReportProgress({position.communicates ? RankState::kWaiting : RankState::kComputing, position.step});
-      if (const auto now = Clock::now(); now >= next_health) {
-        TESSERA_RETURN_IF_ERROR(data.Poll());
-        TESSERA_RETURN_IF_ERROR(control.Health());
-        next_health = now + kHealthInterval;
-      }
-      std::this_thread::sleep_for(kPollInterval);
-    }
-  };
-  Status status = poll();
-  if (status.ok()) {
-    control.ReportProgress({RankState::kIdle, -1});
-    return status;
-  }
-  const RankProgram& program = running->program();
-  const std::string where = position.step == kNone ? "end" : std::string(KindName(program.steps[position.step].body));
-  control.ReportProgress({RankState::kFailed, position.step});
-  status = Status(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program.rank, position.step, where,
-                                                 std::string(status.message())));
-  data.Abort(status);
-  return status;
+  return gpu.data().AllReduceSum({local, heads}, {gradient, heads}, stream);
 }
 
 CudaAttention::CudaAttention(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -149,7 +87,8 @@ StatusOr<std::unique_ptr<CudaAttention>> CudaAttention::Create(Communicator& con
                                                       spec.mesh.size(), spec.mesh.ToString(), control.size()));
   }
   auto state = std::make_unique<State>(control, data, device);
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(control, state->Prepare(spec, options), "preparing to execute the plan"));
+  TESSERA_RETURN_IF_ERROR(
+      state->gpu.Prepare([&] { return state->Prepare(spec, options); }, "preparing to execute the plan"));
   return std::unique_ptr<CudaAttention>(new CudaAttention(std::move(state)));
 }
 
@@ -157,7 +96,7 @@ Status CudaAttention::Forward(const ConstTensorView& query, const ConstTensorVie
                               const TensorView& output, const TensorView& lse, const CudaHeadVectors& vectors,
                               CUstream_st* stream) {
   State& state = *state_;
-  TESSERA_RETURN_IF_ERROR(state.failure);
+  TESSERA_RETURN_IF_ERROR(state.gpu.failure());
   CudaReadyPass& pass = *state.forward;
   const Problem& problem = pass.spec().problem;
   const Binding bindings[] = {{kQuerySlot, "query", query, false},
@@ -174,11 +113,11 @@ Status CudaAttention::Forward(const ConstTensorView& query, const ConstTensorVie
 Status CudaAttention::Backward(const CudaBackwardTensors& tensors, const CudaHeadVectors& vectors,
                                CUstream_st* stream) {
   State& state = *state_;
-  TESSERA_RETURN_IF_ERROR(state.failure);
+  TESSERA_RETURN_IF_ERROR(state.gpu.failure());
   if (state.backward == nullptr) {
     return absl::FailedPreconditionError("backward: this attention was created without options.backward");
   }
-  if (state.running == nullptr) {
+  if (!state.gpu.has_run()) {
     return absl::FailedPreconditionError(
         "backward: forward has not run; it produces the output and lse that backward reads");
   }
@@ -205,11 +144,8 @@ Status CudaAttention::Backward(const CudaBackwardTensors& tensors, const CudaHea
 }
 
 Status CudaAttention::Synchronize() {
-  State& state = *state_;
-  if (state.failure.ok() && state.running != nullptr) state.failure = state.Wait();
-  return state.failure;
+  return state_->gpu.Synchronize();
 }
-
 const RankProgram& CudaAttention::program() const {
   return state_->forward->program();
 }

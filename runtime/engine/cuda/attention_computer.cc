@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/cuda/steps.h"
+#include "runtime/engine/cuda/device_views.h"
 
 namespace tessera {
 namespace {
@@ -36,15 +37,6 @@ int64_t Append(std::vector<std::byte>& lists, std::vector<std::byte>& bytes) {
   lists.insert(lists.end(), bytes.begin(), bytes.end());
   bytes = {};
   return offset;
-}
-
-cuda::ConstDeviceView Read(const SlotTable& slots, SlotId id) {
-  const TensorView view = slots.View(id);
-  return {view.data, view.row_stride, view.head_stride};
-}
-cuda::DeviceView Write(const SlotTable& slots, SlotId id) {
-  const TensorView view = slots.View(id);
-  return {view.data, view.row_stride, view.head_stride};
 }
 
 }  // namespace

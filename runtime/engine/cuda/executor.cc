@@ -126,6 +126,7 @@ Status CudaExecutor::Submit(const SlotTable& slots, const CudaStepComputer& comp
   for (size_t i = 0; i < actions_.size(); ++i) {
     const StreamAction& action = actions_[i];
     const ProfilerRange range(names_[i].c_str());
+    submitting_ = action.steps.front();
     CUstream_st* const own = action.communicates ? messages : stream;
     if (action.wait_for != kNone) TESSERA_RETURN_IF_ERROR(ends_[action.wait_for].MakeWait(own));
     if (action.communicates) {
@@ -139,6 +140,7 @@ Status CudaExecutor::Submit(const SlotTable& slots, const CudaStepComputer& comp
   // The caller's tensors are read and written by rounds too.
   if (last_round < actions_.size()) TESSERA_RETURN_IF_ERROR(ends_[last_round].MakeWait(stream));
   position_ = 0;
+  submitting_ = kNone;
   return absl::OkStatus();
 }
 

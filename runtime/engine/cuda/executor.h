@@ -30,6 +30,10 @@ class CudaExecutor {
   };
   StatusOr<Position> Where();
 
+  const RankProgram& program() const { return *program_; }
+  // The step whose submission began last; that of the error when Submit failed.
+  StepId submitting() const { return submitting_; }
+
  private:
   struct Message {
     int peer;
@@ -54,6 +58,7 @@ class CudaExecutor {
   std::vector<CudaEvent> ends_;     // per action
   CudaEvent start_;
   size_t position_ = 0;  // actions before it are over
+  StepId submitting_ = kNone;
 };
 
 }  // namespace tessera

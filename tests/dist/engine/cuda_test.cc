@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "collectives/mpi/communicator.h"
-#include "collectives/nccl/communicator.h"
 #include "partition/cost.h"
 #include "partition/planner.h"
 #include "runtime/device/cuda/graph.h"
@@ -12,47 +10,16 @@
 #include "tests/support/device_tensors.h"
 #include "tests/support/distributed.h"
 #include "tests/support/gather_result.h"
+#include "tests/support/gpu_world.h"
 #include "tests/support/local_tensors.h"
 
 namespace tessera {
 namespace {
 
 using testing::DeviceTensor;
+using testing::Gpu;
 
-// One rank of a world of GPUs.
-struct Gpu {
-  std::unique_ptr<Communicator> control;
-  std::unique_ptr<StreamCommunicator> data;
-  CudaDevice device;
-  CudaStream stream;
-
-  static StatusOr<Gpu> Open() {
-    TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> control, MakeMpiWorld());
-    TESSERA_ASSIGN_OR_RETURN(CudaDevice device, OpenDeviceOfRank(*control));
-    TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<StreamCommunicator> data, MakeNcclCommunicator(*control, device));
-    TESSERA_ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create(device));
-    return Gpu{std::move(control), std::move(data), std::move(device), std::move(stream)};
-  }
-};
-
-class Cuda : public ::testing::Test {
- protected:
-  // One world for all tests: starting NCCL takes long. It ends before MPI does.
-  static void SetUpTestSuite() {
-    StatusOr<Gpu> opened = Gpu::Open();
-    ASSERT_TRUE(opened.ok()) << opened.status();
-    gpu_ = new Gpu(*std::move(opened));
-  }
-  static void TearDownTestSuite() {
-    delete gpu_;
-    gpu_ = nullptr;
-  }
-  static Gpu& gpu() { return *gpu_; }
-
- private:
-  static Gpu* gpu_;
-};
-Gpu* Cuda::gpu_ = nullptr;
+class Cuda : public testing::GpuTest {};
 
 // What CUDA serves of a random problem: 16-bit types, widths up to 256.
 Problem Served(Problem problem, std::mt19937_64& generator) {
@@ -171,15 +138,6 @@ Status RunBackward(Gpu& gpu, const PlanSpec& spec, const testing::Tensors& tenso
   return absl::OkStatus();
 }
 
-// The bytes that all ranks received, which stay far below 2^24, so that a float sum is exact.
-int64_t ReceivedByAll(Gpu& gpu) {
-  const auto received = static_cast<float>(gpu.data->traffic().bytes_received);
-  float total = 0;
-  auto request = gpu.control->AllReduceSum({&received, 1}, {&total, 1});
-  EXPECT_TRUE(request.ok() && Wait(*gpu.control, *request, "summing traffic").ok());
-  return static_cast<int64_t>(total);
-}
-
 TEST_F(Cuda, EveryStrategyMatchesFp64AndCountsItsBytes) {
   const int ranks = gpu().control->size();
   for (int i = 0; i < 8; ++i) {
@@ -198,7 +156,7 @@ TEST_F(Cuda, EveryStrategyMatchesFp64AndCountsItsBytes) {
       ASSERT_TRUE(status.ok()) << status;
       ASSERT_TRUE(testing::GatherResult(*gpu().control, *spec, result).ok());
       EXPECT_EQ(testing::Judge(problem, tensors, result), "");
-      EXPECT_EQ(ReceivedByAll(gpu()), runs * PredictedBytes(*spec));
+      EXPECT_EQ(testing::ReceivedByAll(gpu()), runs * PredictedBytes(*spec));
     }
   }
 }

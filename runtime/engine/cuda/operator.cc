@@ -1,0 +1,96 @@
+#include "runtime/engine/cuda/operator.h"
+
+#include <chrono>
+#include <optional>
+#include <thread>
+
+#include "collectives/agreement.h"
+#include "runtime/device/cuda/graph.h"
+
+namespace tessera {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often a waiting rank looks at the GPU, and how often at its peers.
+constexpr auto kPollInterval = std::chrono::microseconds(50);
+constexpr auto kHealthInterval = std::chrono::milliseconds(20);
+
+}  // namespace
+
+Status CudaOperator::Prepare(const std::function<Status()>& prepare, std::string_view what) {
+  const auto local = [&]() -> Status {
+    if (data_.size() != control_.size() || data_.rank() != control_.rank()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "the data communicator has this process as rank %d of %d, the control communicator as rank %d of %d",
+          data_.rank(), data_.size(), control_.rank(), control_.size()));
+    }
+    TESSERA_ASSIGN_OR_RETURN(own_, CudaStream::Create(device_));
+    TESSERA_ASSIGN_OR_RETURN(finish_, CudaEvent::Create(device_));
+    return prepare();
+  };
+  return AgreeOnStatus(control_, local(), what);
+}
+
+Status CudaOperator::Execute(CudaExecutor& executor, const std::function<Status()>& submit, CUstream_st* stream) {
+  bool capturing = false;
+  const auto run = [&]() -> Status {
+    TESSERA_ASSIGN_OR_RETURN(capturing, IsCapturing(stream));
+    TESSERA_RETURN_IF_ERROR(submit());
+    if (capturing) return absl::OkStatus();
+    running_ = &executor;
+    TESSERA_RETURN_IF_ERROR(finish_.Record(stream));
+    return finish_.MakeWait(own_.handle());
+  };
+  failure_ = run();
+  // A failed capture has moved no message: peers learn of it from the caller.
+  if (!failure_.ok() && !capturing) failure_ = Fail(executor, executor.submitting(), failure_);
+  return failure_;
+}
+
+Status CudaOperator::Wait(CudaExecutor::Position& position) {
+  auto next_health = Clock::now();
+  std::optional<StepId> reported;
+  for (;;) {
+    TESSERA_ASSIGN_OR_RETURN(const bool over, finish_.Done());
+    if (over) return absl::OkStatus();
+    TESSERA_ASSIGN_OR_RETURN(position, running_->Where());
+    // Every report counts as progress. A rank that has nothing new to say must be seen to stand still, or peers that
+    // never come would be waited for without end.
+    if (reported != position.step) {
+      // What follows the program are sums over ranks.
+      const bool waits = position.communicates || position.done;
+      control_.ReportProgress({waits ? RankState::kWaiting : RankState::kComputing, position.step});
+      reported = position.step;
+    }
+    if (const auto now = Clock::now(); now >= next_health) {
+      TESSERA_RETURN_IF_ERROR(data_.Poll());
+      TESSERA_RETURN_IF_ERROR(control_.Health());
+      next_health = now + kHealthInterval;
+    }
+    std::this_thread::sleep_for(kPollInterval);
+  }
+}
+
+Status CudaOperator::Fail(const CudaExecutor& executor, StepId step, const Status& status) {
+  control_.ReportProgress({RankState::kFailed, step});
+  const RankProgram& program = executor.program();
+  const std::string where = step == kNone ? "end" : std::string(KindName(program.steps[step].body));
+  Status named(status.code(), absl::StrFormat("rank %d, plan step %d (%s): %s", program.rank, step, where,
+                                              std::string(status.message())));
+  // By its payload a peer's failure is told from one of this rank's own.
+  status.ForEachPayload([&](absl::string_view type, const absl::Cord& value) { named.SetPayload(type, value); });
+  data_.Abort(named);
+  return named;
+}
+
+Status CudaOperator::Synchronize() {
+  if (!failure_.ok() || running_ == nullptr) return failure_;
+  CudaExecutor::Position position;
+  const Status status = Wait(position);
+  if (!status.ok()) return failure_ = Fail(*running_, position.step, status);
+  control_.ReportProgress({RankState::kIdle, -1});
+  return failure_;
+}
+
+}  // namespace tessera

@@ -1,0 +1,59 @@
+// What every operator on GPUs has beside its plans: two communicators of the same ranks, a stream that memory belongs
+// to, executions that are submitted, marked and waited for, and an error that sticks. Internal to the engine.
+#pragma once
+
+#include <functional>
+#include <string_view>
+
+#include "collectives/communicator.h"
+#include "collectives/stream_communicator.h"
+#include "runtime/base/status.h"
+#include "runtime/device/cuda/device.h"
+#include "runtime/device/cuda/stream.h"
+#include "runtime/engine/cuda/executor.h"
+
+namespace tessera {
+
+class CudaOperator {
+ public:
+  // The communicators outlive this.
+  CudaOperator(Communicator& control, StreamCommunicator& data, const CudaDevice& device)
+      : control_(control), data_(data), device_(device) {}
+
+  // Collective over `control`: makes this ready and calls `prepare`. All ranks succeed, or all return the first error.
+  // InvalidArgument when the communicators do not have the same ranks.
+  Status Prepare(const std::function<Status()>& prepare, std::string_view what);
+
+  // Calls `submit`, which submits `executor`'s program to `stream` and what belongs to it, and marks the end. The first
+  // error sticks, ends the communication on this rank and tells the peers. Under capture nothing runs, so nothing is
+  // marked. `executor` lives until the next execution, or as long as this.
+  Status Execute(CudaExecutor& executor, const std::function<Status()>& submit, CUstream_st* stream);
+
+  // Waits for the last execution and watches GPU, NCCL and peers meanwhile. An error of any of them, or a peer that
+  // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU
+  // was in. It sticks.
+  Status Synchronize();
+
+  const Status& failure() const { return failure_; }
+  bool has_run() const { return running_ != nullptr; }
+  Communicator& control() const { return control_; }
+  StreamCommunicator& data() const { return data_; }
+  const CudaDevice& device() const { return device_; }
+  int rank() const { return control_.rank(); }
+  // Memory belongs to it: it waits for every execution, so that nothing in use is freed.
+  const CudaStream& own() const { return own_; }
+
+ private:
+  Status Wait(CudaExecutor::Position& position);
+  Status Fail(const CudaExecutor& executor, StepId step, const Status& status);
+
+  Communicator& control_;
+  StreamCommunicator& data_;
+  const CudaDevice device_;
+  CudaStream own_;
+  CudaEvent finish_;                 // of the last execution, on the caller's stream
+  CudaExecutor* running_ = nullptr;  // what was submitted last
+  Status failure_;
+};
+
+}  // namespace tessera
