@@ -226,7 +226,7 @@ TEST(DecodeFaults, AKilledOrFrozenRankIsNamedWithItsStepAndNobodyHangs) {
     InprocOptions options;
     options.deadline = std::chrono::milliseconds(2000);
     options.faults = {{kind, 2, 5}};                         // three agreements at creation, then a message or two
-    options.longest_delay = std::chrono::milliseconds(400);  // long enough for heartbeats to tell the step
+    options.longest_delay = std::chrono::milliseconds(900);  // long enough for heartbeats to tell the step
     auto generator = testing::GeneratorFor("decode/faults");
     DecodeCase problem;
     while (problem.rows() == 0) problem = testing::RandomDecodeCase(DecodeMethod::kTree, 4, generator);
