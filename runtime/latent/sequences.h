@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <span>
 #include <vector>
@@ -22,13 +23,20 @@ struct StepTokens {
   int64_t tokens = 0;
 };
 
+// The most a step may hold.
+struct StepLimits {
+  int64_t sequences = std::numeric_limits<int64_t>::max();
+  int64_t tokens_per_sequence = std::numeric_limits<int64_t>::max();
+};
+
 // `Cache` is a PagedCache or a CudaPagedCache. Calls and errors are those of MlaDecoder. Not thread-safe.
 template <typename Cache>
 class LatentSequences {
  public:
   // `comm` outlives this; all ranks have the same sequences.
-  LatentSequences(Communicator& comm, const CacheSharding& sharding, int64_t max_positions, Cache cache)
-      : comm_(comm), sharding_(sharding), max_positions_(max_positions), cache_(std::move(cache)) {}
+  LatentSequences(Communicator& comm, const CacheSharding& sharding, int64_t max_positions, Cache cache,
+                  const StepLimits& limits = {})
+      : comm_(comm), sharding_(sharding), max_positions_(max_positions), limits_(limits), cache_(std::move(cache)) {}
 
   SequenceId Start() { return Add(cache_.Start(), 0); }
   // Gives a name to a sequence that the local cache has already.
@@ -145,6 +153,10 @@ class LatentSequences {
         absl::StrCat(doing, " ", tokens, " tokens: sequence ", name, " has ", sequence.tokens));
   }
   Status Grow(std::span<const StepTokens> step) {
+    if (static_cast<int64_t>(step.size()) > limits_.sequences) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("the step has ", step.size(), " sequences; max_sequences is ", limits_.sequences));
+    }
     std::vector<CacheGrowth> growth;
     for (const StepTokens& entry : step) {
       TESSERA_ASSIGN_OR_RETURN(const Sequence* found, Find(entry.sequence));
@@ -152,6 +164,11 @@ class LatentSequences {
         return absl::InvalidArgumentError(absl::StrCat("sequence ", entry.sequence, " is named twice in one step"));
       }
       if (entry.tokens < 0) return absl::InvalidArgumentError(absl::StrCat("tokens ", entry.tokens, " < 0"));
+      if (entry.tokens > limits_.tokens_per_sequence) {
+        return absl::InvalidArgumentError(absl::StrCat("sequence ", entry.sequence, " has ", entry.tokens,
+                                                       " new tokens; max_tokens_per_sequence is ",
+                                                       limits_.tokens_per_sequence));
+      }
       const int64_t before = found->tokens, after = before + entry.tokens;
       if (after > max_positions_) {
         return absl::OutOfRangeError(
@@ -172,6 +189,7 @@ class LatentSequences {
   Communicator& comm_;
   const CacheSharding sharding_;
   const int64_t max_positions_;
+  const StepLimits limits_;
   Cache cache_;
   std::map<SequenceId, Sequence> sequences_;
   SequenceId next_ = 0;

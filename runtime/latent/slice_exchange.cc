@@ -20,16 +20,23 @@ void ForEachRun(const std::vector<HeadRange>& parts, int64_t rows, int64_t width
 
 }  // namespace
 
+SlicePlace SlicePlaceOf(const DecodeSpec& spec, int rank) {
+  SlicePlace place;
+  place.ranks = spec.SlicePeers(rank);
+  const int first = spec.OutputHeads(rank).begin;
+  for (const int peer : place.ranks) {
+    const HeadRange own = spec.SummandHeads(peer);
+    place.heads.push_back({own.begin - first, own.end - first});
+  }
+  return place;
+}
+
 StatusOr<SliceExchange> SliceExchange::Create(Communicator& comm, const DecodeSpec& spec) {
   SliceExchange exchange;
   if (spec.groups == 1) return exchange;
-  const std::vector<int> peers = spec.SlicePeers(comm.rank());
-  const int first = spec.OutputHeads(comm.rank()).begin;
-  for (const int peer : peers) {
-    const HeadRange own = spec.SummandHeads(peer);
-    exchange.heads_.push_back({own.begin - first, own.end - first});
-  }
-  TESSERA_ASSIGN_OR_RETURN(exchange.comm_, comm.Split(peers.front(), comm.rank()));
+  SlicePlace place = SlicePlaceOf(spec, comm.rank());
+  exchange.heads_ = std::move(place.heads);
+  TESSERA_ASSIGN_OR_RETURN(exchange.comm_, comm.Split(place.ranks.front(), comm.rank()));
   return exchange;
 }
 

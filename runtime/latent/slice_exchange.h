@@ -13,6 +13,13 @@
 
 namespace tessera {
 
+// The ranks that serve the heads of one rank, a slice each, in the order of the slices.
+struct SlicePlace {
+  std::vector<int> ranks;
+  std::vector<HeadRange> heads;  // own heads of each, counted from the place's first; they follow each other
+};
+SlicePlace SlicePlaceOf(const DecodeSpec& spec, int rank);
+
 class SliceExchange {
  public:
   SliceExchange() = default;  // of a rank that is the only one to serve its heads
@@ -29,7 +36,7 @@ class SliceExchange {
 
  private:
   std::unique_ptr<Communicator> comm_;  // null: alone
-  std::vector<HeadRange> heads_;  // own heads of every slice, counted from the place's first; they follow each other
+  std::vector<HeadRange> heads_;        // of the place
 };
 
 }  // namespace tessera

@@ -15,16 +15,16 @@ namespace tessera::testing {
 // One rank of a world of GPUs.
 struct Gpu {
   std::unique_ptr<Communicator> control;
-  std::unique_ptr<StreamCommunicator> data;
   CudaDevice device;
-  CudaStream stream;
+  CudaStream stream;  // goes after `data`, which holds memory of it for sums
+  std::unique_ptr<StreamCommunicator> data;
 
   static StatusOr<Gpu> Open() {
     TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> control, MakeMpiWorld());
     TESSERA_ASSIGN_OR_RETURN(CudaDevice device, OpenDeviceOfRank(*control));
     TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<StreamCommunicator> data, MakeNcclCommunicator(*control, device));
     TESSERA_ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create(device));
-    return Gpu{std::move(control), std::move(data), std::move(device), std::move(stream)};
+    return Gpu{std::move(control), std::move(device), std::move(stream), std::move(data)};
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include "collectives/inproc/world.h"
 #include "tests/dist/latent/latent_case.h"
+#include "tests/dist/latent/run_events.h"
 #include "tests/support/problems.h"
 
 namespace tessera::latent_test {
@@ -101,15 +102,7 @@ class Decoding {
   }
   StatusOr<std::vector<float>> Step(const std::vector<StepTokens>& step) {
     TESSERA_RETURN_IF_ERROR(decoder->BeginStep(step));
-    std::vector<float> hidden;
-    auto position = decoder->step_positions().begin();
-    for (const StepTokens& entry : step) {
-      for (int64_t t = 0; t < entry.tokens; ++t, ++position) {
-        for (int c = 0; c < layer.shape.hidden; ++c) {
-          hidden.push_back(std::sin(static_cast<float>((entry.sequence + 1) * 37 + *position * 11 + c * 5)));
-        }
-      }
-    }
+    const std::vector<float> hidden = HiddenOf(step, decoder->step_positions(), layer.shape.hidden);
     std::vector<float> out(hidden.size(), NAN);
     TESSERA_RETURN_IF_ERROR(decoder->Attend(0, hidden.data(), out.data()));
     return out;
@@ -118,16 +111,6 @@ class Decoding {
   RandomLayer layer{TestShape(), 4};
   std::unique_ptr<MlaDecoder> decoder;
 };
-
-MlaDecoderOptions SmallOptions(DecodeMethod method) {
-  MlaDecoderOptions options;
-  options.method = method;
-  options.block_tokens = 4;
-  options.page_tokens = 4;
-  options.pages = 6;
-  options.max_positions = 100;
-  return options;
-}
 
 TEST(LatentDecoder, OneRankOutOfPagesRefusesEverywhereAndHarmsNobody) {
   for (const DecodeMethod method : AllDecodeMethods()) {
