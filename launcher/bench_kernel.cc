@@ -90,10 +90,10 @@ bool Selected(const Flags& flags, const std::string& name, bool first) {
   return std::any_of(flags.kernels.begin(), flags.kernels.end(), asked);
 }
 
-// In the kernel's arithmetic. The AMX kernel's backward pass is that of AVX-512.
-double PeakOf(const std::string& kernel, const std::string& operation, const MachineLimits& limits) {
-  if (kernel.ends_with("amx") && operation == "forward") return limits.tile_flops;
-  return kernel.ends_with("bf16") || kernel.ends_with("amx") ? limits.bf16_flops : limits.fp32_flops;
+// In the kernel's arithmetic.
+double PeakOf(const std::string& kernel, const MachineLimits& limits) {
+  if (kernel.ends_with("amx")) return limits.tile_flops;
+  return kernel.ends_with("bf16") ? limits.bf16_flops : limits.fp32_flops;
 }
 
 // Runs what is selected by turns, so that other work on the machine disturbs all alike. An implementation that takes
@@ -118,7 +118,7 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags
     TESSERA_ASSIGN_OR_RETURN(sample.error, subject.Error(i, threads));
     sample.ok = sample.error < subject.tolerance();
     sample.memory_seconds = subject.bytes() / limits.read_bytes;
-    sample.arithmetic_seconds = subject.flops() / PeakOf(names[i], subject.operation(), limits);
+    sample.arithmetic_seconds = subject.flops() / PeakOf(names[i], limits);
     samples.push_back(sample);
     implementations.push_back(i);
   }

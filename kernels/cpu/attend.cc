@@ -15,13 +15,17 @@ namespace tessera::cpu {
 
 // HWY_CHOOSE_* is null for what this compiler or architecture does not build. The last entry is Highway's plain C++.
 constexpr InstructionSet kInstructionSets[] = {
-    {HWY_AVX3, kRowBlock, false, false, HWY_CHOOSE_AVX3(RunTask), HWY_CHOOSE_AVX3(RunBackwardTask)},
-    {HWY_AVX2, kRowBlock, false, false, HWY_CHOOSE_AVX2(RunTask), HWY_CHOOSE_AVX2(RunBackwardTask)},
-    {HWY_SSE4, kRowBlock, false, false, HWY_CHOOSE_SSE4(RunTask), HWY_CHOOSE_SSE4(RunBackwardTask)},
-    {HWY_NEON, kRowBlock, false, false, HWY_CHOOSE_NEON(RunTask), HWY_CHOOSE_NEON(RunBackwardTask)},
+    {HWY_AVX3, kRowBlock, false, false, HWY_CHOOSE_AVX3(RunTask), {HWY_CHOOSE_AVX3(RunBackwardTask)}},
+    {HWY_AVX2, kRowBlock, false, false, HWY_CHOOSE_AVX2(RunTask), {HWY_CHOOSE_AVX2(RunBackwardTask)}},
+    {HWY_SSE4, kRowBlock, false, false, HWY_CHOOSE_SSE4(RunTask), {HWY_CHOOSE_SSE4(RunBackwardTask)}},
+    {HWY_NEON, kRowBlock, false, false, HWY_CHOOSE_NEON(RunTask), {HWY_CHOOSE_NEON(RunBackwardTask)}},
 #if HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR)
-    {HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR), kRowBlock, false, false, HWY_CHOOSE_FALLBACK(RunTask),
-     HWY_CHOOSE_FALLBACK(RunBackwardTask)},
+    {HWY_TARGETS & (HWY_EMU128 | HWY_SCALAR),
+     kRowBlock,
+     false,
+     false,
+     HWY_CHOOSE_FALLBACK(RunTask),
+     {HWY_CHOOSE_FALLBACK(RunBackwardTask)}},
 #endif
 };
 

@@ -48,8 +48,8 @@ struct InstructionSet {
   int tile_rows = kRowBlock;
   bool bfloat16_dot = false;    // needs HasBFloat16Dot() and takes bf16 only
   bool amx = false;             // needs HasAmx() too
-  AttendTask attend = nullptr;  // null, as is `attend_backward`, when it is not compiled in
-  AttendBackwardTask attend_backward = nullptr;
+  AttendTask attend = nullptr;  // null, as is `backward.run`, when it is not compiled in
+  BackwardCode backward;
 };
 
 // Every instruction set of every architecture, best first.
@@ -57,7 +57,7 @@ std::span<const InstructionSet> InstructionSets();
 
 // AVX-512 with bf16 dot products; null pointers where not compiled in.
 const InstructionSet& BFloat16InstructionSet();
-// AMX beside it; backward is that of AVX-512.
+// AMX beside it.
 const InstructionSet& AmxInstructionSet();
 // Whether this processor has AMX for bf16 and the system lets this process use it. Asks the system for that.
 bool HasAmx();

@@ -25,6 +25,7 @@
 
 #include "kernels/cpu/attend_bf16-inl.h"
 #include "kernels/cpu/bfloat16-inl.h"
+#include "kernels/cpu/product_amx-inl.h"
 #include "kernels/cpu/runner-inl.h"
 
 #pragma GCC diagnostic push
@@ -37,9 +38,6 @@ namespace tessera::cpu::HWY_NAMESPACE::amx {
 using bfloat16::kLanes;
 using bfloat16::kPairs;
 using bfloat16::PairsOf;
-
-inline constexpr int kTileRows = 16;  // and dwords of a row: a tile register
-inline constexpr int kGroup = 32;     // keys of one step of the product with values
 
 // See TaskRunner. Queries, keys and values take the places that ArenaLayout has for them, as pairs:
 //   query  [pairs][depth]                along the width, padded with zeros to whole tiles
@@ -72,10 +70,7 @@ class TileArithmetic {
     for (const Stage* stage : {&scored_, &weighed_}) {
       if (stage->active() && stage->buffer == buffer_) Drain();
     }
-    uint32_t* const key = Key();
-    bfloat16::PackTransposed(args_.key, row, count, kv_head, key);
-    const int pairs = PairsOf(args_.query.width);
-    std::memset(key + pairs * kKeyBlock, 0, static_cast<size_t>(depth_ - pairs) * kKeyBlock * sizeof(uint32_t));
+    bfloat16::PackTransposed(args_.key, row, count, kv_head, depth_, Key());
     const bfloat16::Interleaver interleave;
     finite_ = true;
     uint32_t* value = Value(buffer_);
@@ -167,52 +162,16 @@ class TileArithmetic {
 
   void MultiplyKeys(const Stage& stage) {
     const uint32_t* const query = Query(stage.first_pair);
-    float* const scores = Scores(stage);
     int c = 0;
-    for (; c + 2 <= stage.vectors; c += 2) ScoreColumns<2>(query, Key() + c * kLanes, scores + c * kLanes);
-    if (c < stage.vectors) ScoreColumns<1>(query, Key() + c * kLanes, scores + c * kLanes);
-  }
-
-  // 32 rows against 16 or 32 keys. Operands are loaded just before they are used; each sum is stored behind the next
-  // product, because a tile store holds up the instructions after it.
-  template <int kColumns>
-  void ScoreColumns(const uint32_t* query, const uint32_t* key, float* scores) {
-    constexpr size_t kStride = kKeyBlock * sizeof(float);
-    const size_t query_stride = depth_ * sizeof(uint32_t);
-    tiles_.template Zero<0>();
-    tiles_.template Zero<2>();
-    if constexpr (kColumns == 2) {
-      tiles_.template Zero<1>();
-      tiles_.template Zero<3>();
-    }
-    for (int i = 0; i < depth_; i += kTileRows) {
-      const bool last = i + kTileRows == depth_;
-      tiles_.template LoadOnce<6>(key + i * kKeyBlock, kStride);
-      tiles_.template Load<4>(query + i, query_stride);
-      tiles_.template Dot<0, 4, 6>();
-      Beside();
-      if constexpr (kColumns == 2) {
-        tiles_.template LoadOnce<7>(key + i * kKeyBlock + kLanes, kStride);
-        tiles_.template Dot<1, 4, 7>();
-        if (last) tiles_.template Store<0>(scores, kStride);
-        Beside();
-      }
-      tiles_.template Load<5>(query + kTileRows * depth_ + i, query_stride);
-      tiles_.template Dot<2, 5, 6>();
-      if (last && kColumns == 1) tiles_.template Store<0>(scores, kStride);
-      if constexpr (kColumns == 2) {
-        if (last) tiles_.template Store<1>(scores + kLanes, kStride);
-        Beside();
-        tiles_.template Dot<3, 5, 7>();
-        if (last) tiles_.template Store<2>(scores + kTileRows * kKeyBlock, kStride);
-      }
-      Beside();
-    }
-    if constexpr (kColumns == 2) {
-      tiles_.template Store<3>(scores + kTileRows * kKeyBlock + kLanes, kStride);
-    } else {
-      tiles_.template Store<2>(scores + kTileRows * kKeyBlock, kStride);
-    }
+    const auto columns = [&]<int kColumns>() HWY_ATTR {
+      const uint32_t* const key = Key() + c * kLanes;
+      MultiplyTiles<2, kColumns, false>(
+          tiles_, [=](int i) HWY_ATTR { return query + i * kTileRows; }, depth_,
+          [=](int i) HWY_ATTR { return key + i * kTileRows * kKeyBlock; }, kKeyBlock, depth_ / kTileRows,
+          Scores(stage) + c * kLanes, kKeyBlock, [this]() HWY_ATTR { Beside(); });
+    };
+    for (; c + 2 <= stage.vectors; c += 2) columns.template operator()<2>();
+    if (c < stage.vectors) columns.template operator()<1>();
   }
 
   void MultiplyValues(const Stage& stage) {
@@ -233,54 +192,18 @@ class TileArithmetic {
       return;
     }
     int c = 0;
-    for (; c + 2 * kLanes <= v_stride_; c += 2 * kLanes) AddColumns<2>(weights, value + c, groups, output + c);
-    if (c < v_stride_) AddColumns<1>(weights, value + c, groups, output + c);
+    const auto columns = [&]<int kColumns>() HWY_ATTR {
+      const uint32_t* const rows = value + c;
+      MultiplyTiles<2, kColumns, true>(
+          tiles_, [=](int i) HWY_ATTR { return weights + i * kTileRows; }, kPairs,
+          [=, this](int i) HWY_ATTR { return rows + static_cast<size_t>(i) * kTileRows * v_stride_; }, v_stride_,
+          groups, output + c, v_stride_, [this]() HWY_ATTR { Beside(); });
+    };
+    for (; c + 2 * kLanes <= v_stride_; c += 2 * kLanes) columns.template operator()<2>();
+    if (c < v_stride_) columns.template operator()<1>();
   }
 
-  template <int kColumns>
-  void AddColumns(const uint32_t* weights, const uint32_t* value, int groups, float* output) {
-    const size_t stride = static_cast<size_t>(v_stride_) * sizeof(float);
-    constexpr size_t kWeightStride = kPairs * sizeof(uint32_t);
-    float* const below = output + static_cast<size_t>(kTileRows) * v_stride_;
-    tiles_.template Load<0>(output, stride);
-    tiles_.template Load<2>(below, stride);
-    if constexpr (kColumns == 2) {
-      tiles_.template Load<1>(output + kLanes, stride);
-      tiles_.template Load<3>(below + kLanes, stride);
-    }
-    for (int g = 0; g < groups; ++g) {
-      const bool last = g + 1 == groups;
-      const uint32_t* const rows = value + static_cast<size_t>(g) * kTileRows * v_stride_;
-      tiles_.template LoadOnce<6>(rows, stride);
-      tiles_.template Load<4>(weights + g * kTileRows, kWeightStride);
-      tiles_.template Dot<0, 4, 6>();
-      Beside();
-      if constexpr (kColumns == 2) {
-        tiles_.template LoadOnce<7>(rows + kLanes, stride);
-        tiles_.template Dot<1, 4, 7>();
-        if (last) tiles_.template Store<0>(output, stride);
-        Beside();
-      }
-      tiles_.template Load<5>(weights + kTileRows * kPairs + g * kTileRows, kWeightStride);
-      tiles_.template Dot<2, 5, 6>();
-      if (last && kColumns == 1) tiles_.template Store<0>(output, stride);
-      if constexpr (kColumns == 2) {
-        if (last) tiles_.template Store<1>(output + kLanes, stride);
-        Beside();
-        tiles_.template Dot<3, 5, 7>();
-        if (last) tiles_.template Store<2>(below, stride);
-      }
-      Beside();
-    }
-    if constexpr (kColumns == 2) {
-      tiles_.template Store<3>(below + kLanes, stride);
-    } else {
-      tiles_.template Store<2>(below, stride);
-    }
-  }
-
-  // Scores of one row to weights. As PairArithmetic::Softmax, for one row at a time; weights are joined in pairs of
-  // keys 16 apart by integer instructions, because vcvtne2ps2bf16 takes two cycles where there are tiles.
+  // Scores of one row to weights. As PairArithmetic::Softmax, for one row at a time.
   HWY_NOINLINE void WeighRow(const Stage& stage, int r) {
     float* const row = Scores(stage) + r * kKeyBlock;
     uint32_t* const weights = Weights(stage) + r * kPairs;
@@ -293,7 +216,6 @@ class TileArithmetic {
     }
     const __m512 factor = _mm512_set1_ps(stage.scale * kLog2E);
     const __m512 max = _mm512_set1_ps(bfloat16::InBase2(*arena_.Max(pair)));
-    const __m512i half = _mm512_set1_epi32(0x8000), high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     __m512 sum = _mm512_load_ps(arena_.Sum(pair));
     for (int c = 0; c < stage.vectors; c += 2) {
       const __m512 a = bfloat16::Exp2(_mm512_fmsub_ps(_mm512_load_ps(row + c * kLanes), factor, max));
@@ -302,10 +224,7 @@ class TileArithmetic {
         b = bfloat16::Exp2(_mm512_fmsub_ps(_mm512_load_ps(row + (c + 1) * kLanes), factor, max));
       }
       sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
-      const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), half), 16);
-      const __m512i joined =
-          _mm512_ternarylogic_epi32(low, _mm512_add_epi32(_mm512_castps_si512(b), half), high, 0xf8);  // a | b & c
-      _mm512_store_si512(weights + c / 2 * kLanes, joined);
+      _mm512_store_si512(weights + c / 2 * kLanes, JoinPairs(a, b));
     }
     _mm512_store_ps(arena_.Sum(pair), sum);
   }

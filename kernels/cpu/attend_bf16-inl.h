@@ -29,12 +29,10 @@ namespace tessera::cpu::HWY_NAMESPACE::bfloat16 {
 
 // A query row of `width` halves times `factor`, -1, 0 or 1, as `stride` pairs; null is a row of zeros.
 HWY_INLINE void CopyQuery(const void* row, int width, float factor, int stride, uint32_t* to) {
-  auto* const halves = reinterpret_cast<uint16_t*>(to);
-  const int copied = row != nullptr ? width : 0;
-  if (copied > 0) std::memcpy(halves, row, static_cast<size_t>(width) * 2);
-  std::memset(halves + copied, 0, static_cast<size_t>(2 * stride - copied) * 2);
+  CopyRow(row, width, stride, to);
   if (factor == 1.0f) return;
-  for (int i = 0; i < copied; ++i) halves[i] = BFloat16FromFloat(factor * FloatFromBFloat16(halves[i]));
+  auto* const halves = reinterpret_cast<uint16_t*>(to);
+  for (int i = 0; i < width; ++i) halves[i] = BFloat16FromFloat(factor * FloatFromBFloat16(halves[i]));
 }
 
 // The reference score of the exponentials, in base 2. It need not be `max` to the last bit: weights of all keys have it
@@ -71,7 +69,7 @@ class PairArithmetic {
   }
 
   void LoadBlock(int64_t row, int count, int kv_head) {
-    PackTransposed(args_.key, row, count, kv_head, At(arena_.layout.key));
+    PackTransposed(args_.key, row, count, kv_head, depth_, At(arena_.layout.key));
     finite_ = PackRowPairs(args_.value, row, count, kv_head, arena_.layout.v_stride, At(arena_.layout.value));
     PrefetchRows(args_.key, row + kKeyBlock, kv_head);
     PrefetchRows(args_.value, row + kKeyBlock, kv_head);

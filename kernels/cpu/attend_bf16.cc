@@ -16,7 +16,7 @@ namespace tessera::cpu {
 const InstructionSet& BFloat16InstructionSet() {
 #if HWY_TARGETS & HWY_AVX3
   static constexpr InstructionSet set{
-      HWY_AVX3, kRowBlock, true, false, N_AVX3::bfloat16::RunTask, N_AVX3::bfloat16::RunBackwardTask};
+      HWY_AVX3, kRowBlock, true, false, N_AVX3::bfloat16::RunTask, {N_AVX3::bfloat16::RunBackwardTask}};
 #else
   static constexpr InstructionSet set;
 #endif

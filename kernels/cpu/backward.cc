@@ -23,7 +23,7 @@ struct PieceSize {
 // gradients stay in a 1 MiB L2 cache; keys enough that loading the query side is a few percent too. Smaller where a
 // round would have fewer than kTasksPerRound tasks, whatever the number of threads: it may not change the order of
 // additions.
-PieceSize SizeOfPieces(const AttendBackwardArgs& args) {
+PieceSize SizeOfPieces(const AttendBackwardArgs& args, int tile_rows) {
   constexpr int64_t kFloats = 64 * 1024;
   constexpr int64_t kMostKeys = 512, kFewestKeys = 2 * kKeyBlock, kFewestPairs = 96;
   constexpr int64_t kTasksPerRound = 16;
@@ -37,7 +37,7 @@ PieceSize SizeOfPieces(const AttendBackwardArgs& args) {
   const int64_t cached = std::clamp<int64_t>(kFloats / (args.query.width + args.value.width), kFewestPairs, 768);
   const int64_t pairs = std::clamp<int64_t>(rows * group / chunks, kFewestPairs, cached);
   const int64_t keys_wanted = std::clamp<int64_t>(keys / chunks, kFewestKeys, kMostKeys);
-  return {std::max<int64_t>(1, pairs / group), keys_wanted / kKeyBlock * kKeyBlock};
+  return {std::max<int64_t>(1, pairs / tile_rows * tile_rows / group), keys_wanted / kKeyBlock * kKeyBlock};
 }
 
 }  // namespace
@@ -68,8 +68,12 @@ BackwardLayout::BackwardLayout(int64_t blocks, int qk_width, int v_width)
   staging = take(4 * static_cast<size_t>(std::max(qk_stride, v_stride)));
 }
 
-Status RunBackward(const AttendBackwardArgs& args, AttendBackwardTask run, std::string_view name) {
-  const PieceSize size = SizeOfPieces(args);
+size_t BackwardFloats(int64_t pairs, int qk_width, int v_width) {
+  return BackwardLayout((pairs + kRowBlock - 1) / kRowBlock, qk_width, v_width).total;
+}
+
+Status RunBackward(const AttendBackwardArgs& args, const BackwardCode& code, std::string_view name) {
+  const PieceSize size = SizeOfPieces(args, code.tile_rows);
   const std::vector<std::vector<Tile>> rounds = Rounds(args.tiles, args.bands, size.rows, size.keys);
   std::vector<std::vector<BackwardTask>> tasks(rounds.size());
   size_t most = 0;
@@ -87,7 +91,7 @@ Status RunBackward(const AttendBackwardArgs& args, AttendBackwardTask run, std::
   }
   const int threads = static_cast<int>(std::min<size_t>(args.threads, most));
   if (threads == 0) return absl::OkStatus();
-  const size_t floats = BackwardLayout((pairs + kRowBlock - 1) / kRowBlock, args.query.width, args.value.width).total;
+  const size_t floats = code.arena_floats(pairs, args.query.width, args.value.width);
   std::atomic<bool> failed = false;
 #pragma omp parallel num_threads(threads)
   {
@@ -98,7 +102,7 @@ Status RunBackward(const AttendBackwardArgs& args, AttendBackwardTask run, std::
     for (const std::vector<BackwardTask>& round : tasks) {
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < round.size(); ++i) {
-        if (!failed && !IsSet(args.cancelled)) run(args, round[i], mask, arena.get());
+        if (!failed && !IsSet(args.cancelled)) code.run(args, round[i], mask, arena.get());
       }
     }
   }

@@ -44,11 +44,22 @@ struct BackwardTask {
   int kv_head = 0;
 };
 
-// Runs `task` with `arena` of BackwardLayout(...).total floats, aligned to 64 bytes.
+// Runs `task` with an arena of BackwardCode::arena_floats, aligned to 64 bytes.
 using AttendBackwardTask = void (*)(const AttendBackwardArgs& args, const BackwardTask& task, RowMask& mask,
                                     float* arena);
 
+// Floats of BackwardLayout for that many (row, head) pairs.
+size_t BackwardFloats(int64_t pairs, int qk_width, int v_width);
+
+// The backward pass of one instruction set.
+struct BackwardCode {
+  AttendBackwardTask run = nullptr;  // null when it is not compiled in
+  int tile_rows = kRowBlock;         // pairs that are computed together
+  // Floats of a task's arena, for at most that many pairs.
+  size_t (*arena_floats)(int64_t pairs, int qk_width, int v_width) = BackwardFloats;
+};
+
 // Runs `args`, already checked, piece by piece. ResourceExhausted, with `name`, when a thread gets no arena.
-Status RunBackward(const AttendBackwardArgs& args, AttendBackwardTask run, std::string_view name);
+Status RunBackward(const AttendBackwardArgs& args, const BackwardCode& code, std::string_view name);
 
 }  // namespace tessera::cpu

@@ -40,8 +40,8 @@ class PairBackward {
   }
 
   void LoadBlock(int64_t row, int count, int kv_head) {
-    PackTransposed(args_.key, row, count, kv_head, At(layout_.key_transposed));
-    PackTransposed(args_.value, row, count, kv_head, At(layout_.value_transposed));
+    PackTransposed(args_.key, row, count, kv_head, PairsOf(args_.key.width), At(layout_.key_transposed));
+    PackTransposed(args_.value, row, count, kv_head, PairsOf(args_.value.width), At(layout_.value_transposed));
     keys_finite_ = PackRowPairs(args_.key, row, count, kv_head, layout_.qk_stride, At(layout_.key));
     PrefetchRows(args_.key, row + kKeyBlock, kv_head);
     PrefetchRows(args_.value, row + kKeyBlock, kv_head);
@@ -130,8 +130,7 @@ class PairBackward {
   // Row `pair` along the width, and with its even neighbour as pairs of rows.
   bool LoadRow(size_t array, const void* row, int width, int stride, int pair) {
     uint32_t* const along = At(array) + static_cast<size_t>(pair) * (stride / 2);
-    std::memset(along, 0, static_cast<size_t>(stride) * 2);
-    if (row != nullptr) std::memcpy(along, row, static_cast<size_t>(width) * 2);
+    CopyRow(row, width, stride / 2, along);
     if (pair % 2 == 0) return true;
     return PackTwoRows(interleave_, along - stride / 2, along, stride, stride, RowPairs(array, pair, stride));
   }

@@ -17,6 +17,7 @@
 #include <bit>
 
 #include "kernels/cpu/backward.h"
+#include "kernels/cpu/backward_rows-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -43,51 +44,10 @@ struct BackwardTile {
   int count = 0;                   // keys from here on are hidden from all rows
 };
 
-// slope[j] = 1 - tanh(scale * dots[j] / cap)^2 = 4 u / (1 + u)^2 with u = exp(-2 |x|), which does not cancel where the
-// cap saturates.
-HWY_INLINE void CapSlopes(const float* dots, int count, float scale, float soft_cap, float* slope) {
-  const FloatTag d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  const FloatVec factor = hn::Set(d, -2.0f * kLog2E);
-  for (int j = 0; j < count; j += lanes) {
-    const FloatVec x = hn::Div(hn::Mul(hn::Load(d, dots + j), hn::Set(d, scale)), hn::Set(d, soft_cap));
-    const FloatVec u = Exp2(hn::Mul(hn::Abs(x), factor));
-    const FloatVec v = hn::Add(u, hn::Set(d, 1.0f));
-    hn::Store(hn::Div(hn::Mul(hn::Set(d, 4.0f), u), hn::Mul(v, v)), d, slope + j);
-  }
-}
-
-// Turns one row of scores, given before multiplication by `scale`, into P = exp(scale * score - lse) and the row of dP
-// beside it into P * (dP - delta).
-HWY_INLINE void GradientRow(float* scores, float* gradient, int count, float scale, float lse, float delta) {
-  const FloatTag d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  const FloatVec scales = hn::Set(d, scale), total = hn::Set(d, lse), log2e = hn::Set(d, kLog2E);
-  const FloatVec deltas = hn::Set(d, delta);
-  for (int j = 0; j < count; j += lanes) {
-    const FloatVec p = Exp2(hn::Mul(hn::MulSub(hn::Load(d, scores + j), scales, total), log2e));
-    const FloatVec difference = hn::Sub(hn::Load(d, gradient + j), deltas);
-    hn::Store(p, d, scores + j);
-    hn::Store(hn::Mul(p, difference), d, gradient + j);
-  }
-}
-
-HWY_INLINE void MultiplyRow(const float* factors, int count, float* row) {
-  const FloatTag d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  for (int j = 0; j < count; j += lanes) {
-    hn::Store(hn::Mul(hn::Load(d, row + j), hn::Load(d, factors + j)), d, row + j);
-  }
-}
-
-HWY_INLINE void AddRow(const float* from, int width, float factor, void* to) {
-  float* const out = static_cast<float*>(to);
-  for (int i = 0; i < width; ++i) out[i] += factor * from[i];
-}
-
 // `Arithmetic` says how the operands are packed and multiplied:
 //   Arithmetic(const AttendBackwardArgs& args, const BackwardArena& arena);
-//   bool LoadPair(int pair, const void* query, const void* output_gradient);  // null: zeros; false: not all finite
+//   // Null: zeros. False when it, or the even pair before it, is not all finite.
+//   bool LoadPair(int pair, const void* query, const void* output_gradient);
 //   void LoadBlock(int64_t row, int count, int kv_head);                      // packs keys and values
 //   float* Scores(int tile), * Gradients(int tile);  // [kRowBlock][kKeyBlock] of a tile in hand
 //   void Multiply(const BackwardTile& tile);         // S and dP, before any scale
@@ -95,8 +55,7 @@ HWY_INLINE void AddRow(const float* from, int width, float factor, void* to) {
 //   void AddToQueries(const BackwardTile& tile);     // dQ / scale; keeps P and dS for the keys
 //   void Skip(int tile);                             // its P and dS are zero
 //   // dV and dK / scale of the pass's rows [row, row + depth), of which the first is `first_pair`. `bits` is null
-//   unless
-//   // a hidden row is not finite.
+//   // unless a hidden row is not finite.
 //   void AddToKeys(int first_pair, int row, int depth, const uint64_t* bits);
 template <class Arithmetic>
 class BackwardRunner {
@@ -105,12 +64,10 @@ class BackwardRunner {
       : args_(args),
         task_(task),
         mask_(mask),
-        rows_(static_cast<int>(task.rows.queries.count)),
-        pairs_(rows_ * task.heads.size()),
-        blocks_((pairs_ + kRowBlock - 1) / kRowBlock),
+        blocks_((static_cast<int>(task.rows.queries.count) * task.heads.size() + kRowBlock - 1) / kRowBlock),
         arena_{BackwardLayout(blocks_, args.query.width, args.value.width), arena},
-        arithmetic_(args, arena_),
-        modified_(args.score.soft_cap > 0.0f || !args.score.alibi_slopes.empty()) {}
+        rows_(args, task, mask, arena + arena_.layout.lse, arena + arena_.layout.delta),
+        arithmetic_(args, arena_) {}
 
   void Run() {
     mask_.Reset(args_.bands, task_.rows.queries, task_.rows.keys);
@@ -122,49 +79,28 @@ class BackwardRunner {
         FoldKeyBlock(block * kKeyBlock);
       }
     }
-    for (int pair = 0; pair < pairs_; ++pair) {
-      AddRow(arena_.QueryGradient(pair), args_.query.width, args_.score.scale,
-             args_.query_gradient.At(RowOf(pair), HeadOf(pair)));
-    }
+    for (int pair = 0; pair < rows_.pairs(); ++pair) rows_.AddToQuery(pair, arena_.QueryGradient(pair));
   }
 
  private:
-  int64_t RowOf(int pair) const { return task_.rows.query_row + pair % rows_; }
-  int HeadOf(int pair) const { return task_.heads.begin + pair / rows_; }
-  float& Lse(int pair) const { return arena_.data[arena_.layout.lse + pair]; }
-  float& Delta(int pair) const { return arena_.data[arena_.layout.delta + pair]; }
-
   // Pairs that fill up the last tile are zero and attend nothing.
   void LoadRows() {
+    rows_.Load(blocks_ * kRowBlock);
     for (int pair = 0; pair < blocks_ * kRowBlock; ++pair) {
       std::memset(arena_.QueryGradient(pair), 0, arena_.layout.qk_stride * sizeof(float));
-      if (pair >= pairs_) {
-        arithmetic_.LoadPair(pair, nullptr, nullptr);
-        Lse(pair) = -std::numeric_limits<float>::infinity();
-        Delta(pair) = 0.0f;
-        continue;
-      }
-      const int64_t row = RowOf(pair);
-      const int head = HeadOf(pair);
-      queries_finite_ &= arithmetic_.LoadPair(pair, args_.query.At(row, head), args_.output_gradient.At(row, head));
-      Lse(pair) = *static_cast<const float*>(args_.lse.At(row, head));
-      Delta(pair) = *static_cast<const float*>(args_.delta.At(row, head));
+      queries_finite_ &= arithmetic_.LoadPair(pair, rows_.Query(pair), rows_.OutputGradient(pair));
     }
   }
 
   void FoldKeyBlock(int64_t first_key) {
     const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, task_.rows.keys.count - first_key));
-    const int64_t row = task_.rows.key_row + first_key;
-    arithmetic_.LoadBlock(row, count, task_.kv_head);
+    arithmetic_.LoadBlock(task_.rows.key_row + first_key, count, task_.kv_head);
     std::memset(arena_.KeyGradient(0), 0, size_t{kKeyBlock} * arena_.layout.qk_stride * sizeof(float));
     std::memset(arena_.ValueGradient(0), 0, size_t{kKeyBlock} * arena_.layout.v_stride * sizeof(float));
     for (int block = 0; block < blocks_; block += kTilesPerPass) {
       FoldPass(block, std::min(kTilesPerPass, blocks_ - block), first_key);
     }
-    for (int j = 0; j < count; ++j) {
-      AddRow(arena_.KeyGradient(j), args_.key.width, args_.score.scale, args_.key_gradient.At(row + j, task_.kv_head));
-      AddRow(arena_.ValueGradient(j), args_.value.width, 1.0f, args_.value_gradient.At(row + j, task_.kv_head));
-    }
+    for (int j = 0; j < count; ++j) rows_.AddToKey(first_key + j, arena_.KeyGradient(j), arena_.ValueGradient(j));
   }
 
   // Tiles [first, first + count) against the packed key block.
@@ -175,21 +111,15 @@ class BackwardRunner {
     for (int tile = 0; tile < count; ++tile) {
       uint64_t* const tile_bits = bits + tile * kRowBlock;
       const int first_pair = (first + tile) * kRowBlock;
-      uint64_t any = 0, all = ~uint64_t{0};
-      for (int r = 0; r < kRowBlock; ++r) {
-        const bool empty = Lse(first_pair + r) == -std::numeric_limits<float>::infinity();
-        tile_bits[r] = empty ? 0 : mask_.BlockBits((first_pair + r) % rows_, first_key);
-        any |= tile_bits[r];
-        all &= tile_bits[r];
-      }
-      partial |= all != ~uint64_t{0};
-      if (any == 0) {
+      const MetKeys met = rows_.Meet(first_pair, kRowBlock, first_key, tile_bits);
+      partial |= met.all != ~uint64_t{0};
+      if (met.any == 0) {
         arithmetic_.Skip(tile);
         continue;
       }
       if (active.empty()) active.begin = tile;
       active.end = tile + 1;
-      FoldTile({first_pair, tile, tile_bits, all != ~uint64_t{0}, 64 - std::countl_zero(any)}, first_key);
+      FoldTile({first_pair, tile, tile_bits, met.all != ~uint64_t{0}, 64 - std::countl_zero(met.any)}, first_key);
     }
     if (active.empty()) return;
     const int row = static_cast<int>(active.begin) * kRowBlock, depth = static_cast<int>(active.size()) * kRowBlock;
@@ -198,11 +128,13 @@ class BackwardRunner {
 
   void FoldTile(const BackwardTile& tile, int64_t first_key) {
     arithmetic_.Multiply(tile);
-    if (HWY_LIKELY(!modified_)) {
+    if (HWY_LIKELY(!rows_.modified())) {
       arithmetic_.Differentiate(tile);
     } else {
       for (int r = 0; r < kRowBlock; ++r) {
-        if (tile.bits[r] != 0) DifferentiateModified(tile, r, first_key);
+        if (tile.bits[r] == 0) continue;
+        rows_.Differentiate(tile.first_pair + r, first_key, tile.count, arithmetic_.Scores(tile.tile) + r * kKeyBlock,
+                            arithmetic_.Gradients(tile.tile) + r * kKeyBlock, arena_.data + arena_.layout.cap_slope);
       }
     }
     if (tile.partial) {
@@ -214,32 +146,13 @@ class BackwardRunner {
     arithmetic_.AddToQueries(tile);
   }
 
-  void DifferentiateModified(const BackwardTile& tile, int r, int64_t first_key) {
-    const ScoreArgs& score = args_.score;
-    const int pair = tile.first_pair + r, count = tile.count;
-    float* const scores = arithmetic_.Scores(tile.tile) + r * kKeyBlock;
-    float* const gradient = arithmetic_.Gradients(tile.tile) + r * kKeyBlock;
-    const Segment& keys = task_.rows.keys;
-    float* const slope = arena_.data + arena_.layout.cap_slope;
-    if (score.soft_cap > 0.0f) CapSlopes(scores, count, score.scale, score.soft_cap, slope);
-    ModifyScores(
-        scores, count, score.scale, score.soft_cap,
-        score.alibi_slopes.empty() ? 0.0f : score.alibi_slopes[HeadOf(pair)],
-        static_cast<float>(task_.rows.queries.token(pair % rows_) + score.position_offset - keys.token(first_key)),
-        static_cast<float>(keys.stride));
-    GradientRow(scores, gradient, count, 1.0f, Lse(pair), Delta(pair));
-    if (score.soft_cap > 0.0f) MultiplyRow(slope, count, gradient);
-  }
-
   const AttendBackwardArgs& args_;
   const BackwardTask& task_;
   RowMask& mask_;
-  const int rows_;    // query rows of the task
-  const int pairs_;   // (row, head) pairs: pair p is row p % rows_ of head p / rows_
   const int blocks_;  // register tiles
   const BackwardArena arena_;
+  BackwardRows rows_;
   Arithmetic arithmetic_;
-  const bool modified_;  // scores need more than a scale
   bool queries_finite_ = true;
 };
 

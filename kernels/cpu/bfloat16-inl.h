@@ -83,24 +83,38 @@ HWY_INLINE void PrefetchRows(const ConstTensorView& from, int64_t row, int head)
   }
 }
 
-// Packs `count` rows from `row` on as [PairsOf(width)][kKeyBlock] pairs along the width; absent rows are zero.
-HWY_INLINE void PackTransposed(const ConstTensorView& from, int64_t row, int count, int head, uint32_t* to) {
-  const int pairs = PairsOf(from.width);
-  for (int j = 0; j < kKeyBlock; j += kLanes) {
-    for (int i = 0; i < pairs; i += kLanes) {
+// A row of `width` halves as `stride` pairs, padded with zeros; null is a row of zeros.
+HWY_INLINE void CopyRow(const void* row, int width, int stride, uint32_t* to) {
+  const size_t bytes = row != nullptr ? static_cast<size_t>(width) * 2 : 0;
+  if (bytes > 0) std::memcpy(to, row, bytes);
+  std::memset(reinterpret_cast<char*>(to) + bytes, 0, static_cast<size_t>(stride) * sizeof(uint32_t) - bytes);
+}
+
+// Packs the rows row(0), row(1), ... of `width` halves, null where there is none, as [depth][stride] pairs along the
+// width; `stride` counts the rows, a multiple of 16. From PairsOf(width) to `depth` they are zero.
+template <class Row>
+HWY_INLINE void PackColumns(const Row& row, int width, int depth, int stride, uint32_t* to) {
+  for (int j = 0; j < stride; j += kLanes) {
+    for (int i = 0; i < depth; i += kLanes) {
       __m512i v[16];
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k) {
-        v[k] = j + k < count ? LoadPairs(static_cast<const uint16_t*>(from.At(row + j + k, head)), i, from.width)
-                             : _mm512_setzero_si512();
+        const void* const from = row(j + k);
+        v[k] = from != nullptr ? LoadPairs(static_cast<const uint16_t*>(from), i, width) : _mm512_setzero_si512();
       }
       Transpose(v);
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k) {
-        if (i + k < pairs) _mm512_store_si512(to + (i + k) * kKeyBlock + j, v[k]);
+        if (i + k < depth) _mm512_store_si512(to + (i + k) * stride + j, v[k]);
       }
     }
   }
+}
+
+// Packs `count` rows from `row` on as [depth][kKeyBlock] pairs along the width; absent rows are zero.
+HWY_INLINE void PackTransposed(const ConstTensorView& from, int64_t row, int count, int head, int depth, uint32_t* to) {
+  PackColumns([&](int k) HWY_ATTR -> const void* { return k < count ? from.At(row + k, head) : nullptr; }, from.width,
+              depth, kKeyBlock, to);
 }
 
 // Interleaves rows: out[16 k + j] is the pair (even row, odd row) of column i + 16 k + j.

@@ -105,7 +105,7 @@ class CpuKernel final : public AttentionKernel {
     if (const std::string reason = WhyNot({args.query.dtype, args.query.width, args.value.width}); !reason.empty()) {
       return absl::FailedPreconditionError(absl::StrCat(name_, ": ", reason));
     }
-    return RunBackward(args, set_.attend_backward, name_);
+    return RunBackward(args, set_.backward, name_);
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <hwy/foreach_target.h>
 // foreach_target.h comes first: it includes this file again for each instruction set.
 #include "kernels/cpu/attend_amx-inl.h"
+#include "kernels/cpu/backward_task_amx-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
 #include <bit>
@@ -69,6 +70,7 @@ HWY_AFTER_NAMESPACE();
 #include <memory>
 
 #include "kernels/cpu/attend.h"
+#include "kernels/cpu/backward_amx.h"
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/kernel.h"
 #include "tests/unit/kernels/amx_software.h"
@@ -79,8 +81,13 @@ const AttentionKernel* SoftwareAmxKernel() {
 #if HWY_TARGETS & HWY_AVX3
   if (!cpu::HasBFloat16Dot()) return nullptr;
   static const std::unique_ptr<const AttentionKernel> kernel =
-      cpu::MakeKernel({HWY_AVX3, 32, true, false, cpu::N_AVX3::amx::RunTask<cpu::N_AVX3::SoftwareTiles>,
-                       cpu::BFloat16InstructionSet().attend_backward},
+      cpu::MakeKernel({HWY_AVX3,
+                       32,
+                       true,
+                       false,
+                       cpu::N_AVX3::amx::RunTask<cpu::N_AVX3::SoftwareTiles>,
+                       {cpu::N_AVX3::amx::RunBackwardTask<cpu::N_AVX3::SoftwareTiles>,
+                        cpu::TileBackwardLayout::kUnitRows, cpu::TileBackwardFloats}},
                       "amx-in-software");
   return kernel.get();
 #else

@@ -188,11 +188,40 @@ TEST_P(BackwardParts, PoisonStaysWithTheRowsThatMeetIt) {
             EXPECT_EQ(poisoned.value.Get(row, 0, c), clean.value.Get(row, 0, c)) << "dv of " << row;
           }
         }
+        // Those that it meets have it: 0 * infinity is not 0.
         if (std::isnan(poison)) {
           EXPECT_TRUE(std::isnan(poisoned.query.Get(token, 0, 5)));
         }
+        if (input == 0) {
+          EXPECT_FALSE(std::isfinite(poisoned.key.Get(0, 0, 5)));
+        } else if (input == 1) {
+          EXPECT_FALSE(std::isfinite(poisoned.value.Get(0, 0, 5)));
+        } else if (input == 2) {
+          EXPECT_FALSE(std::isfinite(poisoned.query.Get(149, 0, 5)));
+        }
       }
     }
+  }
+}
+
+// The last row has a tile's padding behind it, and keys that it does not attend.
+TEST_P(BackwardParts, PoisonInTheLastRowStaysThere) {
+  for (int64_t rows : {31, 33}) {
+    Random random(absl::StrCat("backward last row/", rows));
+    Problem problem = MakeProblem({Served(DType::kFloat32), rows, 100, 1, 1, 20, 12}, random);
+    problem.bands = {{{0, rows - 1}, {0, 100}}, {{rows - 1, rows}, {0, 10}}};
+    BackwardProblem backward(kernel(), problem, random);
+    const GradientSums clean = Whole(backward);
+    problem.query.Set(rows - 1, 0, 2, std::numeric_limits<float>::quiet_NaN());
+    backward.output_gradient.Set(rows - 1, 0, 2, std::numeric_limits<float>::infinity());
+    const GradientSums poisoned = Whole(backward);
+    for (int64_t row = 10; row < 100; ++row) {
+      for (int c = 0; c < 12; ++c) {
+        EXPECT_EQ(poisoned.key.Get(row, 0, c), clean.key.Get(row, 0, c)) << "dk of " << row;
+        EXPECT_EQ(poisoned.value.Get(row, 0, c), clean.value.Get(row, 0, c)) << "dv of " << row;
+      }
+    }
+    EXPECT_TRUE(std::isnan(poisoned.key.Get(3, 0, 2)));
   }
 }
 
@@ -218,7 +247,7 @@ TEST_P(BackwardParts, RowsWithoutLseContributeNothing) {
   EXPECT_EQ(empty.query.Get(7, 0, 0), 0.0f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Present, BackwardParts, ::testing::ValuesIn(PresentKernels()), TestName);
+INSTANTIATE_TEST_SUITE_P(Present, BackwardParts, ::testing::ValuesIn(TestedKernels()), TestName);
 
 }  // namespace
 }  // namespace tessera::testing

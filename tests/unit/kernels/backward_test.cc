@@ -24,7 +24,7 @@ void ExpectKernelsAccurate(const std::string& name, const Problem& problem, Rand
   ASSERT_TRUE(forward.ok()) << forward.status();
   const BackwardProblem backward(**forward, problem, random);
   const GradientJudge judge(backward);
-  for (const AttentionKernel* kernel : PresentKernels()) {
+  for (const AttentionKernel* kernel : TestedKernels()) {
     if (!Serves(*kernel, problem.dtype)) continue;
     SCOPED_TRACE(kernel->name());
     const GradientResult result = RoundGradients(backward, Whole(*kernel, backward));
@@ -139,6 +139,29 @@ TEST(Backward, LongerThanOnePiece) {
     Problem problem = MakeProblem({DType::kFloat32, 333, 301, 2, 1, 24, 16}, random);
     problem.bands = {{{0, 333}, {0, 301}, i == 1 ? -70 : -kUnboundedDiagonal, i == 0 ? 400 : -20}};
     ExpectKernelsAccurate(name, problem, random);
+  }
+}
+
+// So many key heads that a task is hundreds of rows by hundreds of keys: several passes, and passes of one key block
+// beside the next one's. Or few rows by hundreds of keys.
+TEST(Backward, SeveralPassesOfOneTask) {
+  const std::vector<Band> masks[] = {
+      {{{0, 200}, {0, 150}}},
+      {{{0, 200}, {0, 150}, -kUnboundedDiagonal, -40}},
+      {{{0, 200}, {0, 150}, -70, 0}},
+      {{{30, 40}, {0, 150}}, {{100, 101}, {64, 128}}, {{150, 200}, {100, 150}, -kUnboundedDiagonal, -50}}};
+  for (size_t i = 0; i < 2 * std::size(masks); ++i) {
+    const std::string name = absl::StrCat("passes/", i);
+    Random random(name);
+    Problem problem = MakeProblem({DType::kBFloat16, 200, 150, 16, 16, 5, 18}, random);
+    problem.bands = masks[i / 2];
+    if (i % 2 == 1) problem.score.soft_cap = 2.0f;
+    ExpectKernelsAccurate(name, problem, random);
+    if (i >= 2) continue;
+    Problem wide = MakeProblem({DType::kBFloat16, 20, 400, 16, 16, 12, 7}, random);
+    wide.bands = {{{0, 20}, {0, 400}}};
+    wide.score.soft_cap = problem.score.soft_cap;
+    ExpectKernelsAccurate(name + " wide", wide, random);
   }
 }
 
