@@ -48,6 +48,9 @@ struct AttendParams {
   Matrix<float> lse;             // [Sq, heads], natural logarithm, read and written
   DeviceWork work;               // blocks of query rows
   ScoreParams score;
+  // Rows that are read lie in [0, these), and all of those exist.
+  int64_t query_rows;
+  int64_t key_rows;
   // Rows start at multiples of 16 bytes and hold whole 16-byte pieces.
   bool vector_qk;
   bool vector_v;

@@ -34,14 +34,15 @@ __device__ __forceinline__ void StoreElements(uint32_t shared, const uint16_t* s
 }
 
 // One thread's share of filling rows of kPieces 16-byte pieces, at tile + offset(row, piece). Rows from `rows` on and
-// columns from `width` on become zero. In the background where `vector` says that pieces are aligned and whole.
-template <int kRows, int kPieces, int kThreads, typename Offset>
+// columns from `width` on become zero. In the background where `vector` says that pieces are aligned and
+// whole; kUnroll copies at once, whose addresses have to fit the registers.
+template <int kRows, int kPieces, int kThreads, int kUnroll, typename Offset>
 __device__ __forceinline__ void LoadPieces(uint32_t tile, const uint16_t* global, int64_t row_stride, int rows,
                                            int width, bool vector, Offset offset) {
   const auto inside = [&](int i) { return i / kPieces < rows && i % kPieces * 8 < width; };
   const auto source = [&](int i) { return global + i / kPieces * row_stride + i % kPieces * 8; };
   if (vector) {
-#pragma unroll 2  // addresses of more at once would not fit the registers beside accumulators
+#pragma unroll kUnroll
     for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
       CopyAsync(tile + offset(i / kPieces, i % kPieces), inside(i) ? source(i) : global, inside(i) ? 16 : 0);
     }

@@ -13,11 +13,11 @@ __device__ __forceinline__ void LoadPiece(uint32_t (&words)[4], uint32_t address
                : "memory");
 }
 
-// Whether this thread's share of a tile of kBytes has any. Called by all kThreads threads of a block.
-template <typename Element, int kThreads, int kBytes>
-__device__ __forceinline__ bool AnyNonFinite(uint32_t tile) {
+// Whether the share of one of `threads` threads of a tile of kBytes has any.
+template <typename Element, int kBytes>
+__device__ __forceinline__ bool AnyNonFinite(uint32_t tile, int thread, int threads) {
   bool any = false;
-  for (int i = static_cast<int>(threadIdx.x); i < kBytes / 16; i += kThreads) {
+  for (int i = thread; i < kBytes / 16; i += threads) {
     uint32_t words[4];
     LoadPiece(words, tile + i * 16);
 #pragma unroll
@@ -26,10 +26,10 @@ __device__ __forceinline__ bool AnyNonFinite(uint32_t tile) {
   return any;
 }
 
-// Writes 0 in their place, in this thread's share.
-template <typename Element, int kThreads, int kBytes>
-__device__ __forceinline__ void ClearNonFinite(uint32_t tile) {
-  for (int i = static_cast<int>(threadIdx.x); i < kBytes / 16; i += kThreads) {
+// Writes 0 in their place, in the same share.
+template <typename Element, int kBytes>
+__device__ __forceinline__ void ClearNonFinite(uint32_t tile, int thread, int threads) {
+  for (int i = thread; i < kBytes / 16; i += threads) {
     uint32_t words[4];
     LoadPiece(words, tile + i * 16);
 #pragma unroll

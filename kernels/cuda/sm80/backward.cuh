@@ -86,10 +86,11 @@ class BackwardBlock {
         CommitCopies();
       }
       // Rows that are not finite would turn weights of 0 into NaN. Those that meet them get it from S and dP.
+      const int thread = static_cast<int>(threadIdx.x);
       bool poisoned = false;
       if (now.piece.masked(work_.runs)) {
-        bool any = kFirst && AnyNonFinite<Element, kThreads, kOther1Bytes>(Other1(stage));
-        if constexpr (kSecond) any |= AnyNonFinite<Element, kThreads, kOther2Bytes>(Other2(stage));
+        bool any = kFirst && AnyNonFinite<Element, kOther1Bytes>(Other1(stage), thread, kThreads);
+        if constexpr (kSecond) any |= AnyNonFinite<Element, kOther2Bytes>(Other2(stage), thread, kThreads);
         poisoned = __syncthreads_or(any) != 0;
       }
       float s[kOther / 8][4] = {};
@@ -97,8 +98,8 @@ class BackwardBlock {
       if (active) Products(stage, s, ds);
       if (poisoned) {
         __syncthreads();
-        if constexpr (kFirst) ClearNonFinite<Element, kThreads, kOther1Bytes>(Other1(stage));
-        if constexpr (kSecond) ClearNonFinite<Element, kThreads, kOther2Bytes>(Other2(stage));
+        if constexpr (kFirst) ClearNonFinite<Element, kOther1Bytes>(Other1(stage), thread, kThreads);
+        if constexpr (kSecond) ClearNonFinite<Element, kOther2Bytes>(Other2(stage), thread, kThreads);
         __syncthreads();
       }
       if (active) {

@@ -215,10 +215,11 @@ class DecodeTile {
       }
     }
     constexpr int kValueBytes = kKeys * ValueTile::kRowBytes;
+    const int thread = static_cast<int>(threadIdx.x);
     bool poisoned = false;
     if (masked) {
-      poisoned = __syncthreads_or(AnyNonFinite<Element, kThreads, kValueBytes>(ValueStage(stage))) != 0;
-      if (poisoned) ClearNonFinite<Element, kThreads, kValueBytes>(ValueStage(stage));
+      poisoned = __syncthreads_or(AnyNonFinite<Element, kValueBytes>(ValueStage(stage), thread, kThreads)) != 0;
+      if (poisoned) ClearNonFinite<Element, kValueBytes>(ValueStage(stage), thread, kThreads);
     } else {
       __syncthreads();
     }

@@ -39,7 +39,8 @@ struct Tile {
   template <int kRows>
   static __device__ __forceinline__ void Load(uint32_t tile, const uint16_t* global, int64_t row_stride, int rows,
                                               int width, bool vector) {
-    LoadPieces<kRows, kPieces, kThreads>(tile, global, row_stride, rows, width, vector, Offset);
+    // Addresses of more than two at once would not fit the registers beside accumulators.
+    LoadPieces<kRows, kPieces, kThreads, 2>(tile, global, row_stride, rows, width, vector, Offset);
   }
 
   // Fills rows first_row + i * kWarps, i < kRows, by the lanes of one warp, each from rows(i): a pointer, null for
