@@ -11,6 +11,7 @@
 #include "kernels/limits.h"
 #include "launcher/build_info.h"
 #include "launcher/command.h"
+#include "launcher/device_kernels.h"
 #include "launcher/host.h"
 #include "launcher/output_file.h"
 #include "launcher/table.h"
@@ -26,6 +27,8 @@ struct Flags {
   std::vector<std::string> dtypes = {"bf16"};
   std::vector<std::string> kernels = {"all"};
   std::string json;
+  std::string device = "cpu";
+  int matrix_width = 8192;
   int64_t context = 32768;
   int64_t read_mebibytes = 256;
   int page_tokens = 64;
@@ -37,7 +40,7 @@ struct Sample {
   std::string kernel;
   int threads = 1;
   std::vector<double> seconds;
-  std::vector<double> cpu_seconds;  // processor time of a run, per thread
+  std::vector<double> cpu_seconds;  // processor time of a run, per thread; empty on a GPU
   double memory_seconds = 0;        // what reading the operands takes at least
   double arithmetic_seconds = 0;    // what the products take at least, in the kernel's arithmetic
   double error = 0;
@@ -48,15 +51,20 @@ struct Sample {
     std::sort(sorted.begin(), sorted.end());
     return sorted[sorted.size() / 2];
   }
-  double LeastCpu() const { return *std::min_element(cpu_seconds.begin(), cpu_seconds.end()); }
+  // 0 on a GPU.
+  double LeastCpu() const {
+    return cpu_seconds.empty() ? 0 : *std::min_element(cpu_seconds.begin(), cpu_seconds.end());
+  }
   double Floor() const { return std::max(memory_seconds, arithmetic_seconds); }
   std::string_view Binds() const { return memory_seconds > arithmetic_seconds ? "memory" : "arithmetic"; }
 };
 
-std::string ToJsonLine(const KernelSubject& subject, const Sample& sample, const MachineLimits& limits) {
+std::string ToJsonLine(const KernelSubject& subject, const Sample& sample, const MachineLimits& limits,
+                       const std::string& device) {
   return nlohmann::ordered_json{
-      {"schema", "tessera-bench-kernel-2"},
+      {"schema", "tessera-bench-kernel-3"},
       {"revision", kRevision},
+      {"device", device},
       {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
       {"limits",
        {{"fp32_flops", limits.fp32_flops},
@@ -90,16 +98,46 @@ bool Selected(const Flags& flags, const std::string& name, bool first) {
   return std::any_of(flags.kernels.begin(), flags.kernels.end(), asked);
 }
 
-// In the kernel's arithmetic.
+// Where a benchmark runs: this process's cores, or its GPU.
+struct Machine {
+  std::unique_ptr<DeviceKernels> gpu;  // null: the cores
+
+  std::string name() const { return gpu == nullptr ? "cpu" : gpu->device_name(); }
+  StatusOr<std::unique_ptr<KernelSubject>> MakeSubject(const KernelProblem& problem) const {
+    if (problem.operation == "decode") {
+      return MakeDecodeSubject(problem, gpu == nullptr ? DecodeKernels() : gpu->decode());
+    }
+    if (gpu == nullptr) return MakeAttendSubject(problem, AttentionKernels());
+    return MakeAttendSubject(problem, problem.operation == "forward" ? gpu->forward() : gpu->backward());
+  }
+  StatusOr<MachineLimits> Limits(const Flags& flags, int threads) const {
+    const int64_t buffer_bytes = flags.read_mebibytes << 20;
+    if (gpu != nullptr) return gpu->Limits(flags.matrix_width, buffer_bytes);
+    const MachineLimits limits = MeasureLimits(threads, buffer_bytes);
+    if (limits.read_bytes <= 0) return absl::ResourceExhaustedError("no memory to measure bandwidth with");
+    return limits;
+  }
+  std::string ToString(const MachineLimits& limits, int threads) const {
+    if (gpu != nullptr) {
+      return absl::StrFormat("at most on %s: bf16 product %.1f TFLOP/s, copy %.0f GB/s read and written", name(),
+                             limits.bf16_flops / 1e12, limits.read_bytes / 1e9);
+    }
+    return absl::StrFormat(
+        "at most with %d threads: fp32 %.0f GFLOP/s, bf16 dot %.0f GFLOP/s, tiles %.0f GFLOP/s, read %.1f GB/s",
+        threads, limits.fp32_flops / 1e9, limits.bf16_flops / 1e9, limits.tile_flops / 1e9, limits.read_bytes / 1e9);
+  }
+};
+
+// In the kernel's arithmetic; all products on a GPU are the tensor cores'.
 double PeakOf(const std::string& kernel, const MachineLimits& limits) {
   if (kernel.ends_with("amx")) return limits.tile_flops;
-  return kernel.ends_with("bf16") ? limits.bf16_flops : limits.fp32_flops;
+  return kernel.ends_with("bf16") || kernel.starts_with("cuda") ? limits.bf16_flops : limits.fp32_flops;
 }
 
 // Runs what is selected by turns, so that other work on the machine disturbs all alike. An implementation that takes
 // seconds is repeated less often.
-StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags, const MachineLimits& limits,
-                                      int threads, std::string* refused) {
+StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Machine& machine, const Flags& flags,
+                                      const MachineLimits& limits, int threads, std::string* refused) {
   constexpr double kMostSeconds = 10;
   constexpr size_t kFewestRuns = 3;
   std::vector<Sample> samples;
@@ -118,7 +156,8 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags
     TESSERA_ASSIGN_OR_RETURN(sample.error, subject.Error(i, threads));
     sample.ok = sample.error < subject.tolerance();
     sample.memory_seconds = subject.bytes() / limits.read_bytes;
-    sample.arithmetic_seconds = subject.flops() / PeakOf(names[i], limits);
+    const double peak = PeakOf(names[i], limits);
+    sample.arithmetic_seconds = peak > 0 ? subject.flops() / peak : 0;  // the reference has no limit on a GPU
     samples.push_back(sample);
     implementations.push_back(i);
   }
@@ -131,6 +170,10 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Flags& flags
       const std::clock_t cpu = std::clock();
       const auto start = std::chrono::steady_clock::now();
       TESSERA_RETURN_IF_ERROR(subject.Run(implementations[i], threads));
+      if (machine.gpu != nullptr && sample.kernel != "reference") {
+        sample.seconds.push_back(machine.gpu->seconds());
+        continue;
+      }
       sample.seconds.push_back(SecondsSince(start));
       sample.cpu_seconds.push_back(static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC / threads);
     }
@@ -151,28 +194,28 @@ StatusOr<bool> BenchKernel(const Flags& flags) {
                "(CPU)", "rel error", "check"});
   std::string refused, records;
   bool passed = true;
-  for (const int threads : flags.threads) {
+  Machine machine;
+  if (flags.device == "cuda") {
+    TESSERA_ASSIGN_OR_RETURN(machine.gpu, OpenDeviceKernels());
+  }
+  for (const int threads : machine.gpu == nullptr ? flags.threads : std::vector<int>{1}) {
     for (const KernelProblem& problem : problems) {
       // Close in time to what they judge.
-      const MachineLimits limits = MeasureLimits(threads, flags.read_mebibytes << 20);
-      if (limits.read_bytes <= 0) return absl::ResourceExhaustedError("no memory to measure bandwidth with");
-      std::printf(
-          "%s, at most with %d threads: fp32 %.0f GFLOP/s, bf16 dot %.0f GFLOP/s, tiles %.0f GFLOP/s, read %.1f GB/s\n",
-          problem.ToString().c_str(), threads, limits.fp32_flops / 1e9, limits.bf16_flops / 1e9,
-          limits.tile_flops / 1e9, limits.read_bytes / 1e9);
-      TESSERA_ASSIGN_OR_RETURN(const auto subject,
-                               problem.operation == "decode" ? MakeDecodeSubject(problem) : MakeAttendSubject(problem));
-      TESSERA_ASSIGN_OR_RETURN(const auto samples, Measure(*subject, flags, limits, threads, &refused));
+      TESSERA_ASSIGN_OR_RETURN(const MachineLimits limits, machine.Limits(flags, threads));
+      std::printf("%s, %s\n", problem.ToString().c_str(), machine.ToString(limits, threads).c_str());
+      TESSERA_ASSIGN_OR_RETURN(const auto subject, machine.MakeSubject(problem));
+      TESSERA_ASSIGN_OR_RETURN(const auto samples, Measure(*subject, machine, flags, limits, threads, &refused));
       for (const Sample& sample : samples) {
         const double seconds = sample.Median();
+        const bool on_gpu = sample.cpu_seconds.empty();
         table.Add({subject->problem(), std::string(Name(subject->dtype())), sample.kernel, absl::StrCat(threads),
-                   FormatSeconds(seconds), FormatSeconds(sample.LeastCpu()),
+                   FormatSeconds(seconds), on_gpu ? "-" : FormatSeconds(sample.LeastCpu()),
                    absl::StrFormat("%.1f", subject->bytes() / seconds / 1e9),
                    absl::StrFormat("%.0f", subject->flops() / seconds / 1e9), std::string(sample.Binds()),
                    absl::StrFormat("%.0f%%", 100 * sample.Floor() / seconds),
-                   absl::StrFormat("%.0f%%", 100 * sample.Floor() / sample.LeastCpu()), FormatError(sample.error),
-                   sample.ok ? "ok" : "WRONG"});
-        absl::StrAppend(&records, ToJsonLine(*subject, sample, limits), "\n");
+                   on_gpu ? "-" : absl::StrFormat("%.0f%%", 100 * sample.Floor() / sample.LeastCpu()),
+                   FormatError(sample.error), sample.ok ? "ok" : "WRONG"});
+        absl::StrAppend(&records, ToJsonLine(*subject, sample, limits, machine.name()), "\n");
         passed = passed && sample.ok;
       }
     }
@@ -212,7 +255,13 @@ void AddKernelBench(CLI::App& bench, Selection& selection) {
                    "by name, several by commas; auto is the fastest, all are all but the reference")
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--threads", flags->threads, "thread counts, as 1,2")
+  command->add_option("--device", flags->device, "cpu, or cuda: the process's first GPU")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_option("--matrix", flags->matrix_width, "width of the square product that is a GPU's limit")
+      ->capture_default_str()
+      ->check(CLI::Range(64, 1 << 15));
+  command->add_option("--threads", flags->threads, "thread counts, as 1,2; not of a GPU")
       ->delimiter(',')
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));

@@ -4,9 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "kernels/attention.h"
+#include "kernels/decode.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/status.h"
 #include "runtime/device/buffer.h"
@@ -53,9 +56,12 @@ struct KernelProblem {
 // `tokens` where the text states none. InvalidArgument names the text and what is allowed.
 StatusOr<KernelProblem> ParseKernelProblem(const std::string& text, DType dtype, int64_t tokens, int page_tokens);
 
-// Neither fails for a parsed problem but for want of memory.
-StatusOr<std::unique_ptr<KernelSubject>> MakeDecodeSubject(const KernelProblem& problem);
-StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem);
+// By any of `kernels`, of which the last is the reference; they outlive the subject. Neither fails for a parsed problem
+// but for want of memory.
+StatusOr<std::unique_ptr<KernelSubject>> MakeDecodeSubject(const KernelProblem& problem,
+                                                           std::span<const DecodeKernel* const> kernels);
+StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem,
+                                                           std::span<const AttentionKernel* const> kernels);
 
 // `count` elements, uniform in [-2, 2): any data but zeros and denormals will do, real data costs more power than
 // those.

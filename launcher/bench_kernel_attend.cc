@@ -12,8 +12,8 @@ namespace {
 
 class AttendSubject final : public KernelSubject {
  public:
-  AttendSubject(const KernelProblem& problem, Mask mask)
-      : problem_(problem), mask_(std::move(mask)), backward_(problem.operation == "backward") {}
+  AttendSubject(const KernelProblem& problem, Mask mask, std::span<const AttentionKernel* const> kernels)
+      : problem_(problem), mask_(std::move(mask)), backward_(problem.operation == "backward"), kernels_(kernels) {}
 
   Status Fill() {
     const auto elements = [&](int heads, int width) { return static_cast<size_t>(problem_.tokens) * heads * width; };
@@ -56,30 +56,30 @@ class AttendSubject final : public KernelSubject {
 
   std::vector<std::string> implementations() const override {
     std::vector<std::string> names;
-    for (const AttentionKernel* kernel : AttentionKernels()) names.emplace_back(kernel->name());
+    for (const AttentionKernel* kernel : kernels_) names.emplace_back(kernel->name());
     return names;
   }
   std::string WhyNot(size_t implementation) const override {
-    return AttentionKernels()[implementation]->WhyNot({problem_.dtype, problem_.qk_width, problem_.v_width});
+    return kernels_[implementation]->WhyNot({problem_.dtype, problem_.qk_width, problem_.v_width});
   }
 
   // The backward pass needs a forward result once.
   Status Prepare(size_t implementation, int threads) override {
     if (backward_ && saved_tokens_ != problem_.tokens) {
-      TESSERA_RETURN_IF_ERROR(Save(*AttentionKernels()[implementation], problem_.tokens, threads));
+      TESSERA_RETURN_IF_ERROR(Save(*kernels_[implementation], problem_.tokens, threads));
     }
     Clear();
     return absl::OkStatus();
   }
   Status Run(size_t implementation, int threads) override {
-    const AttentionKernel& kernel = *AttentionKernels()[implementation];
+    const AttentionKernel& kernel = *kernels_[implementation];
     return backward_ ? Backward(kernel, problem_.tokens, threads) : Forward(kernel, problem_.tokens, threads);
   }
 
   StatusOr<double> Error(size_t implementation, int threads) override {
     const int64_t tokens = std::min<int64_t>(problem_.tokens, 512);
-    const AttentionKernel& reference = *AttentionKernels().back();
-    const AttentionKernel& kernel = *AttentionKernels()[implementation];
+    const AttentionKernel& reference = *kernels_.back();
+    const AttentionKernel& kernel = *kernels_[implementation];
     if (!backward_) {
       Clear();
       TESSERA_RETURN_IF_ERROR(Forward(reference, tokens, threads));
@@ -175,6 +175,7 @@ class AttendSubject final : public KernelSubject {
   const KernelProblem problem_;
   const Mask mask_;
   const bool backward_;
+  const std::span<const AttentionKernel* const> kernels_;
   HostBuffer query_, key_, value_, output_gradient_;
   std::vector<std::byte> rounded_output_;
   std::vector<float> output_, lse_, delta_, query_gradient_, key_gradient_, value_gradient_;
@@ -183,9 +184,10 @@ class AttendSubject final : public KernelSubject {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem) {
+StatusOr<std::unique_ptr<KernelSubject>> MakeAttendSubject(const KernelProblem& problem,
+                                                           std::span<const AttentionKernel* const> kernels) {
   TESSERA_ASSIGN_OR_RETURN(Mask mask, ParseMask(problem.mask, problem.tokens, problem.tokens));
-  auto subject = std::make_unique<AttendSubject>(problem, std::move(mask));
+  auto subject = std::make_unique<AttendSubject>(problem, std::move(mask), kernels);
   TESSERA_RETURN_IF_ERROR(subject->Fill());
   return std::unique_ptr<KernelSubject>(std::move(subject));
 }

@@ -12,7 +12,8 @@ namespace {
 // have them, and one query row.
 class DecodeSubject final : public KernelSubject {
  public:
-  explicit DecodeSubject(const KernelProblem& problem) : problem_(problem) {
+  DecodeSubject(const KernelProblem& problem, std::span<const DecodeKernel* const> kernels)
+      : problem_(problem), kernels_(kernels) {
     const auto element = static_cast<int64_t>(SizeInBytes(problem.dtype));
     key_bytes_ = problem.qk_width * element;
     value_bytes_ = problem.latent ? 0 : problem.v_width * element;
@@ -51,21 +52,20 @@ class DecodeSubject final : public KernelSubject {
 
   std::vector<std::string> implementations() const override {
     std::vector<std::string> names;
-    for (const DecodeKernel* kernel : DecodeKernels()) names.emplace_back(kernel->name());
+    for (const DecodeKernel* kernel : kernels_) names.emplace_back(kernel->name());
     return names;
   }
   std::string WhyNot(size_t implementation) const override {
-    return DecodeKernels()[implementation]->WhyNot(
-        {problem_.dtype, problem_.qk_width, problem_.v_width, problem_.latent});
+    return kernels_[implementation]->WhyNot({problem_.dtype, problem_.qk_width, problem_.v_width, problem_.latent});
   }
   Status Run(size_t implementation, int threads) override {
-    return Decode(*DecodeKernels()[implementation], problem_.tokens, threads);
+    return Decode(*kernels_[implementation], problem_.tokens, threads);
   }
   StatusOr<double> Error(size_t implementation, int threads) override {
     const int64_t keys = std::min<int64_t>(problem_.tokens, 512);
-    TESSERA_RETURN_IF_ERROR(Decode(*DecodeKernels().back(), keys, threads));
+    TESSERA_RETURN_IF_ERROR(Decode(*kernels_.back(), keys, threads));
     const std::vector<float> exact = output_;
-    TESSERA_RETURN_IF_ERROR(Decode(*DecodeKernels()[implementation], keys, threads));
+    TESSERA_RETURN_IF_ERROR(Decode(*kernels_[implementation], keys, threads));
     return RelativeDifference(output_, exact);
   }
 
@@ -101,6 +101,7 @@ class DecodeSubject final : public KernelSubject {
   }
 
   const KernelProblem problem_;
+  const std::span<const DecodeKernel* const> kernels_;
   int64_t key_bytes_, value_bytes_;
   HostBuffer cache_, query_;
   std::vector<int32_t> pages_;
@@ -109,8 +110,9 @@ class DecodeSubject final : public KernelSubject {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<KernelSubject>> MakeDecodeSubject(const KernelProblem& problem) {
-  auto subject = std::make_unique<DecodeSubject>(problem);
+StatusOr<std::unique_ptr<KernelSubject>> MakeDecodeSubject(const KernelProblem& problem,
+                                                           std::span<const DecodeKernel* const> kernels) {
+  auto subject = std::make_unique<DecodeSubject>(problem, kernels);
   TESSERA_RETURN_IF_ERROR(subject->Fill());
   return std::unique_ptr<KernelSubject>(std::move(subject));
 }
