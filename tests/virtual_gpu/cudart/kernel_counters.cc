@@ -1,5 +1,6 @@
 #include "tests/virtual_gpu/cudart/kernel_counters.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -11,9 +12,14 @@
 namespace tessera::vgpu {
 namespace {
 
+struct KernelTotals {
+  Counters counters;
+  uint32_t threads = 0;  // of a block, the most that was launched
+  uint64_t shared_bytes = 0;
+};
 struct Totals {
   std::mutex mutex;
-  std::map<std::string, Counters> kernels;
+  std::map<std::string, KernelTotals> kernels;
 };
 Totals& AllTotals() {
   static Totals* const totals = new Totals;
@@ -28,9 +34,13 @@ void Write() {
     return;
   }
   HiddenLock hidden(AllTotals().mutex);
-  for (const auto& [kernel, c] : AllTotals().kernels) {
-    std::fprintf(file, "{\"kernel\": \"%s\", \"blocks\": %llu, \"instructions\": {", kernel.c_str(),
-                 static_cast<unsigned long long>(c.blocks));
+  for (const auto& [kernel, totals] : AllTotals().kernels) {
+    const Counters& c = totals.counters;
+    std::fprintf(file,
+                 "{\"kernel\": \"%s\", \"blocks\": %llu, \"threads\": %u, \"block_shared_bytes\": %llu, "
+                 "\"instructions\": {",
+                 kernel.c_str(), static_cast<unsigned long long>(c.blocks), totals.threads,
+                 static_cast<unsigned long long>(totals.shared_bytes));
     for (size_t i = 0; i < c.instructions.size(); ++i) {
       const std::string_view name = Name(static_cast<InstructionClass>(i));
       std::fprintf(file, "%s\"%.*s\": %llu", i == 0 ? "" : ", ", static_cast<int>(name.size()), name.data(),
@@ -59,12 +69,15 @@ void Write() {
 
 }  // namespace
 
-void CountKernel(const std::string& kernel, const Counters& counters) {
+void CountKernel(const std::string& kernel, const Counters& counters, uint32_t threads, uint64_t shared_bytes) {
   if (GetConfig().counters_path.empty()) return;
   HiddenLock hidden(AllTotals().mutex);
   static const int registered = std::atexit(Write);
   (void)registered;
-  AllTotals().kernels[kernel] += counters;
+  KernelTotals& totals = AllTotals().kernels[kernel];
+  totals.counters += counters;
+  totals.threads = std::max(totals.threads, threads);
+  totals.shared_bytes = std::max(totals.shared_bytes, shared_bytes);
 }
 
 }  // namespace tessera::vgpu

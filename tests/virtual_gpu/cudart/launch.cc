@@ -112,7 +112,9 @@ cudaError_t LaunchKernel(Node& node, const void* host, const LaunchShape& shape,
     // The interpreter's locks do not order this stream's kernels against another's (order.h); what the kernel reads and
     // writes is seen by ThreadSanitizer as it is.
     const std::optional<Fault> fault = Run(launch, d.address_space(), &counters);
-    CountKernel(Info(*launch.kernel).name, counters);
+    const KernelInfo& kernel_info = Info(*launch.kernel);
+    CountKernel(kernel_info.name, counters, launch.block.x * launch.block.y * launch.block.z,
+                kernel_info.static_shared_bytes + launch.dynamic_shared_bytes);
     if (fault) d.Poison(CodeOf(fault->kind), std::string(Name(fault->kind)) + ": " + fault->message);
   });
 }
