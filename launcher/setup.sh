@@ -3,7 +3,7 @@
 
 tessera_packages=(
   g++ cmake ninja-build git
-  openmpi-bin libopenmpi-dev
+  openmpi-bin libopenmpi-dev libhwloc-dev
   libabsl-dev libhwy-dev libxxhash-dev libdnnl-dev libeigen3-dev
   nlohmann-json3-dev libcli11-dev librandom123-dev
   libgtest-dev libgmock-dev

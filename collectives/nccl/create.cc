@@ -1,6 +1,7 @@
 // Making NCCL communicators: agreement of all ranks before NCCL is asked, and after.
 #include <nccl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "collectives/nccl/communicator.h"
 #include "collectives/nccl/error.h"
 #include "collectives/nccl/nccl_communicator.h"
+#include "runtime/device/cuda/placement.h"
 
 namespace tessera {
 namespace {
@@ -71,6 +73,46 @@ Status CheckFacts(const std::vector<Facts>& facts, bool may_share_gpu) {
   return absl::OkStatus();
 }
 
+// RankSeen for the way between ranks.
+struct Surroundings {
+  static constexpr int kMostGpus = 32;  // a node with more uses its first ones
+  using Bits = std::array<uint64_t, ProcessorSet().size() / 64>;
+  uint64_t host = 0;
+  int gpus = 0;
+  Bits processors{};
+  std::array<std::array<uint8_t, 16>, kMostGpus> uuids{};
+  std::array<Bits, kMostGpus> near{};
+};
+
+Surroundings::Bits BitsOf(const ProcessorSet& set) {
+  Surroundings::Bits bits{};
+  for (size_t i = 0; i < set.size(); ++i) bits[i / 64] |= uint64_t{set[i]} << i % 64;
+  return bits;
+}
+ProcessorSet SetOf(const Surroundings::Bits& bits) {
+  ProcessorSet set;
+  for (size_t i = 0; i < set.size(); ++i) set[i] = (bits[i / 64] >> i % 64 & 1) != 0;
+  return set;
+}
+
+Surroundings Pack(const RankSeen& rank) {
+  Surroundings packed;
+  packed.host = HostIdentity();
+  packed.processors = BitsOf(rank.processors);
+  packed.gpus = static_cast<int>(std::min(rank.gpus.size(), packed.uuids.size()));
+  for (int i = 0; i < packed.gpus; ++i) {
+    packed.uuids[i] = rank.gpus[i].uuid;
+    packed.near[i] = BitsOf(rank.gpus[i].near);
+  }
+  return packed;
+}
+RankSeen Unpack(const Surroundings& packed) {
+  RankSeen rank;
+  rank.processors = SetOf(packed.processors);
+  for (int i = 0; i < packed.gpus; ++i) rank.gpus.push_back({packed.uuids[i], SetOf(packed.near[i])});
+  return rank;
+}
+
 StatusOr<ncclUniqueId> ShareUniqueId(Communicator& control) {
   ncclUniqueId id;
   std::memset(&id, 0, sizeof id);
@@ -103,18 +145,20 @@ StatusOr<std::string> NcclVersion() {
 }
 
 StatusOr<CudaDevice> OpenDeviceOfRank(Communicator& control, bool may_share_gpu) {
-  TESSERA_ASSIGN_OR_RETURN(const std::vector<uint64_t> hosts,
-                           AllGatherValue(control, HostIdentity(), "looking for GPUs"));
-  int local_rank = 0, local_ranks = 0;
+  const StatusOr<RankSeen> seen = SeenFromHere();
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(control, seen.status(), "looking for GPUs"));
+  TESSERA_ASSIGN_OR_RETURN(const std::vector<Surroundings> all,
+                           AllGatherValue(control, Pack(*seen), "looking for GPUs"));
+  std::vector<RankSeen> ranks;  // of this node
+  size_t own = 0;
   for (int r = 0; r < control.size(); ++r) {
-    if (hosts[r] != hosts[control.rank()]) continue;
-    if (r < control.rank()) ++local_rank;
-    ++local_ranks;
+    if (all[r].host != all[control.rank()].host) continue;
+    if (r == control.rank()) own = ranks.size();
+    ranks.push_back(Unpack(all[r]));
   }
   const auto open = [&]() -> StatusOr<CudaDevice> {
-    TESSERA_ASSIGN_OR_RETURN(const int devices, CudaDevice::Count());
-    TESSERA_ASSIGN_OR_RETURN(const int index, DeviceIndexForRank(local_rank, local_ranks, devices, may_share_gpu));
-    return CudaDevice::Open(index);
+    TESSERA_ASSIGN_OR_RETURN(const std::vector<int> places, PlaceRanks(ranks, may_share_gpu));
+    return CudaDevice::Open(places[own]);
   };
   StatusOr<CudaDevice> device = open();
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(control, device.status(), "opening the GPU"));

@@ -30,6 +30,18 @@ StatusOr<int> CudaDevice::Count() {
   return count;
 }
 
+StatusOr<CudaDevice::Identity> CudaDevice::Identify(int index) {
+  cudaDeviceProp properties;
+  TESSERA_RETURN_IF_ERROR(CheckCuda(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties"));
+  Identity identity;
+  static_assert(sizeof properties.uuid == sizeof identity.uuid);
+  std::memcpy(identity.uuid.data(), &properties.uuid, sizeof properties.uuid);
+  char bus_id[32] = {};
+  TESSERA_RETURN_IF_ERROR(CheckCuda(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, index), "cudaDeviceGetPCIBusId"));
+  identity.pci_bus_id = bus_id;
+  return identity;
+}
+
 StatusOr<CudaDevice> CudaDevice::Open(int index) {
   TESSERA_ASSIGN_OR_RETURN(const int count, Count());
   if (index < 0 || index >= count) {
@@ -47,11 +59,7 @@ StatusOr<CudaDevice> CudaDevice::Open(int index) {
   device.total_bytes_ = static_cast<int64_t>(properties.totalGlobalMem);
   device.shared_bytes_per_block_ = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   device.l2_bytes_ = properties.l2CacheSize;
-  static_assert(sizeof properties.uuid == sizeof device.uuid_);
-  std::memcpy(device.uuid_.data(), &properties.uuid, sizeof properties.uuid);
-  char bus_id[32] = {};
-  TESSERA_RETURN_IF_ERROR(CheckCuda(cudaDeviceGetPCIBusId(bus_id, sizeof bus_id, index), "cudaDeviceGetPCIBusId"));
-  device.pci_bus_id_ = bus_id;
+  TESSERA_ASSIGN_OR_RETURN(device.identity_, Identify(index));
 
   if (const std::string reason = WhyNotBuiltFor(device.capability_, BuiltArchitectures()); !reason.empty()) {
     return absl::FailedPreconditionError(absl::StrCat(device.ToString(), ": ", reason));
@@ -95,19 +103,6 @@ std::string WhyNotBuiltFor(ComputeCapability capability, const std::vector<std::
   }
   return absl::StrCat("compute capability ", capability.ToString(), " is not served: this build has code for ",
                       absl::StrJoin(architectures, ", "), "; build with -DTESSERA_CUDA_ARCHITECTURES=", wanted);
-}
-
-StatusOr<int> DeviceIndexForRank(int local_rank, int local_ranks, int devices, bool may_share) {
-  if (local_rank < 0 || local_rank >= local_ranks || devices < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("local rank ", local_rank, " of ", local_ranks, " ranks on ", devices, " GPUs is no placement"));
-  }
-  if (local_ranks > devices && !may_share) {
-    return absl::FailedPreconditionError(absl::StrCat(local_ranks, " ranks on this node, but ", devices,
-                                                      devices == 1 ? " GPU" : " GPUs", ": start at most ", devices,
-                                                      " per node, or allow ranks to share a GPU (NCCL 2.30 or later)"));
-  }
-  return local_rank % devices;
 }
 
 }  // namespace tessera

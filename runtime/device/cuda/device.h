@@ -21,6 +21,12 @@ struct ComputeCapability {
 // A value that names one GPU and remembers what it is. Copies name the same GPU.
 class CudaDevice {
  public:
+  // What GPU `index` is, without opening it.
+  struct Identity {
+    std::array<uint8_t, 16> uuid{};
+    std::string pci_bus_id;
+  };
+  static StatusOr<Identity> Identify(int index);
   // GPUs that CUDA shows to this process. FailedPrecondition when there is no driver or no GPU, and says which.
   static StatusOr<int> Count();
   // Opens GPU `index`, makes it current for this thread and lets its pool keep freed memory. InvalidArgument when there
@@ -36,8 +42,8 @@ class CudaDevice {
   int64_t shared_bytes_per_block() const { return shared_bytes_per_block_; }
   int64_t l2_bytes() const { return l2_bytes_; }
   // Equal in all processes that see the same GPU.
-  const std::array<uint8_t, 16>& uuid() const { return uuid_; }
-  const std::string& pci_bus_id() const { return pci_bus_id_; }  // "0000:01:00.0"
+  const std::array<uint8_t, 16>& uuid() const { return identity_.uuid; }
+  const std::string& pci_bus_id() const { return identity_.pci_bus_id; }  // "0000:01:00.0"
 
   StatusOr<int64_t> FreeBytes() const;
   // CUDA keeps a current GPU per thread; every thread that submits work calls this first.
@@ -56,8 +62,7 @@ class CudaDevice {
   int64_t total_bytes_ = 0;
   int64_t shared_bytes_per_block_ = 0;
   int64_t l2_bytes_ = 0;
-  std::array<uint8_t, 16> uuid_{};
-  std::string pci_bus_id_;
+  Identity identity_;
 };
 
 // What this binary was built for: the values of TESSERA_CUDA_ARCHITECTURES, such as {"80", "90a"}.
@@ -65,9 +70,5 @@ std::vector<std::string> BuiltArchitectures();
 // Why none of `architectures` runs on a GPU of this capability; empty when one does. "80" runs on 8.0 and later: as
 // machine code on 8.x, compiled from its PTX by the driver elsewhere. "90a" runs on 9.0 alone.
 std::string WhyNotBuiltFor(ComputeCapability capability, const std::vector<std::string>& architectures);
-
-// The GPU of a rank: its place among the ranks of its node. FailedPrecondition when they are more than the GPUs, unless
-// `may_share`, which deals GPUs out in turn.
-StatusOr<int> DeviceIndexForRank(int local_rank, int local_ranks, int devices, bool may_share = false);
 
 }  // namespace tessera

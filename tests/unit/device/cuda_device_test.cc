@@ -177,15 +177,5 @@ TEST(BuiltFor, NewerDevicesTakeOlderPtxButNotSpecificCode) {
             "-DTESSERA_CUDA_ARCHITECTURES=75");
 }
 
-TEST(DeviceIndexForRank, OneGpuPerRankUnlessSharingIsAllowed) {
-  EXPECT_EQ(DeviceIndexForRank(2, 3, 4).value(), 2);
-  EXPECT_EQ(DeviceIndexForRank(3, 4, 2).status().message(),
-            "4 ranks on this node, but 2 GPUs: start at most 2 per node, or allow ranks to share a GPU (NCCL 2.30 or "
-            "later)");
-  EXPECT_EQ(DeviceIndexForRank(3, 4, 2).status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(DeviceIndexForRank(3, 4, 2, true).value(), 1);
-  EXPECT_EQ(DeviceIndexForRank(4, 4, 8).status().code(), absl::StatusCode::kInvalidArgument);
-}
-
 }  // namespace
 }  // namespace tessera
