@@ -29,7 +29,7 @@ struct CudaAttention::State {
 
   Status Prepare(const PlanSpec& spec, const CudaAttentionOptions& options);
   Status Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
-    return gpu.Execute(pass.executor(), submit, stream);
+    return gpu.Execute(pass.executor(), nullptr, submit, stream);
   }
   Status SumSinkGradient(const CudaHeadVectors& vectors, float* gradient, CUstream_st* stream);
 

@@ -57,7 +57,7 @@ class CudaAttention {
   // Forward and Backward may be captured into a CudaGraph, once each has run plainly (strided tensors and NCCL allocate
   // then). A graph's launches are the caller's to wait for, one at a time, and it must not outlive this.
 
-  // Waits for the last execution and watches GPU, NCCL and peers meanwhile: an error of any of them, or a peer that
+  // Waits for every execution so far and watches GPU, NCCL and peers meanwhile: an error of any of them, or a peer that
   // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU
   // was in. The first error sticks to the object.
   Status Synchronize();

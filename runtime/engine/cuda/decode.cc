@@ -71,7 +71,6 @@ struct CudaDecodeAttention::State {
   DeviceBuffer slots;
   std::optional<CudaDecodeWork> work;
   PlansByRows<ReadyPlan> plans;
-  std::shared_ptr<ReadyPlan> running;  // what `gpu` watches, even when it is no longer among the plans
 };
 
 Status CudaDecodeAttention::State::Prepare(const CudaDecodeOptions& options) {
@@ -176,10 +175,9 @@ Status CudaDecodeAttention::Run(const ConstTensorView& query, const CacheLayer& 
   plan->slots.Bind(kDecodeQuerySlot, Writable(query).data);
   plan->slots.Bind(kDecodeOutputSlot, output.data);
   plan->slots.Bind(kDecodeLseSlot, lse.data);
-  state.running = plan;
   const CudaDecodeComputer computer(program, *state.work, cache, step);
   return state.gpu.Execute(
-      *plan->executor, [&] { return plan->executor->Submit(plan->slots, computer, stream); }, stream);
+      *plan->executor, plan, [&] { return plan->executor->Submit(plan->slots, computer, stream); }, stream);
 }
 
 Status CudaDecodeAttention::Synchronize() {

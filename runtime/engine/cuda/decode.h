@@ -59,7 +59,7 @@ class CudaDecodeAttention {
   Status Run(const ConstTensorView& query, const CacheLayer& cache, const CudaDecodeStep& step,
              const TensorView& output, const TensorView& lse, CUstream_st* stream);
 
-  // Waits for the last execution and watches GPU, NCCL and peers meanwhile: an error of any of them, or a peer that
+  // Waits for every execution so far and watches GPU, NCCL and peers meanwhile: an error of any of them, or a peer that
   // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU
   // was in. The first error sticks to the object.
   Status Synchronize();

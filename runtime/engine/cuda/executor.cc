@@ -42,18 +42,33 @@ void ForEachBlock(const std::vector<ExchangePart>& parts, SlotId staging, int ra
 
 StatusOr<CudaExecutor> CudaExecutor::Create(const RankProgram& program, const std::vector<int>& rounds,
                                             const CudaDevice& device, StreamCommunicator& data) {
-  CudaExecutor executor(program, data);
+  CudaExecutor executor(program, device, data);
   TESSERA_ASSIGN_OR_RETURN(executor.actions_, MakeStreamSchedule(program, rounds));
   TESSERA_ASSIGN_OR_RETURN(executor.messages_, CudaStream::Create(device, CudaStream::Priority::kHigh));
-  TESSERA_ASSIGN_OR_RETURN(executor.start_, CudaEvent::Create(device));
   for (StreamAction& action : executor.actions_) {
     SortForMatching(program, action.steps);
     const StepId first = action.steps.front();
     executor.names_.push_back(absl::StrCat("step ", first, " ", std::string(KindName(program.steps[first].body))));
-    TESSERA_ASSIGN_OR_RETURN(executor.ends_.emplace_back(), CudaEvent::Create(device));
   }
-  executor.position_ = executor.actions_.size();
+  TESSERA_ASSIGN_OR_RETURN(std::unique_ptr<Marks> marks, executor.FreeMarks());
+  executor.GiveBack(std::move(marks));
   return executor;
+}
+
+StatusOr<std::unique_ptr<CudaExecutor::Marks>> CudaExecutor::FreeMarks() {
+  if (!free_.empty()) {
+    std::unique_ptr<Marks> marks = std::move(free_.back());
+    free_.pop_back();
+    marks->position = 0;
+    return marks;
+  }
+  auto marks = std::make_unique<Marks>();
+  TESSERA_ASSIGN_OR_RETURN(marks->start, CudaEvent::Create(device_));
+  TESSERA_ASSIGN_OR_RETURN(marks->finish, CudaEvent::Create(device_));
+  for (size_t i = 0; i < actions_.size(); ++i) {
+    TESSERA_ASSIGN_OR_RETURN(marks->ends.emplace_back(), CudaEvent::Create(device_));
+  }
+  return marks;
 }
 
 Status CudaExecutor::Start(StepId step, const SlotTable& slots, Round& round) const {
@@ -120,34 +135,38 @@ Status CudaExecutor::SubmitRound(const StreamAction& action, const SlotTable& sl
 
 Status CudaExecutor::Submit(const SlotTable& slots, const CudaStepComputer& computer, CUstream_st* stream) {
   CUstream_st* const messages = messages_.handle();
-  TESSERA_RETURN_IF_ERROR(start_.Record(stream));
-  TESSERA_RETURN_IF_ERROR(start_.MakeWait(messages));
+  TESSERA_ASSIGN_OR_RETURN(current_, FreeMarks());
+  std::vector<CudaEvent>& ends = current_->ends;
+  TESSERA_RETURN_IF_ERROR(current_->start.Record(stream));
+  TESSERA_RETURN_IF_ERROR(current_->start.MakeWait(messages));
   size_t last_round = actions_.size();
   for (size_t i = 0; i < actions_.size(); ++i) {
     const StreamAction& action = actions_[i];
     const ProfilerRange range(names_[i].c_str());
     submitting_ = action.steps.front();
     CUstream_st* const own = action.communicates ? messages : stream;
-    if (action.wait_for != kNone) TESSERA_RETURN_IF_ERROR(ends_[action.wait_for].MakeWait(own));
+    if (action.wait_for != kNone) TESSERA_RETURN_IF_ERROR(ends[action.wait_for].MakeWait(own));
     if (action.communicates) {
       TESSERA_RETURN_IF_ERROR(SubmitRound(action, slots));
       last_round = i;
     } else {
       TESSERA_RETURN_IF_ERROR(computer.Launch(action.steps[0], slots, stream));
     }
-    TESSERA_RETURN_IF_ERROR(ends_[i].Record(own));
+    TESSERA_RETURN_IF_ERROR(ends[i].Record(own));
   }
   // The caller's tensors are read and written by rounds too.
-  if (last_round < actions_.size()) TESSERA_RETURN_IF_ERROR(ends_[last_round].MakeWait(stream));
-  position_ = 0;
+  if (last_round < actions_.size()) TESSERA_RETURN_IF_ERROR(ends[last_round].MakeWait(stream));
   submitting_ = kNone;
   return absl::OkStatus();
 }
 
-StatusOr<CudaExecutor::Position> CudaExecutor::Where() {
-  for (; position_ < actions_.size(); ++position_) {
-    TESSERA_ASSIGN_OR_RETURN(const bool over, ends_[position_].Done());
-    if (!over) return Position{false, actions_[position_].communicates, actions_[position_].steps.front()};
+StatusOr<CudaExecutor::Position> CudaExecutor::Where(Marks& marks) const {
+  for (; marks.position < actions_.size(); ++marks.position) {
+    TESSERA_ASSIGN_OR_RETURN(const bool over, marks.ends[marks.position].Done());
+    if (over) continue;
+    const StreamAction& action = actions_[marks.position];
+    TESSERA_ASSIGN_OR_RETURN(const bool begun, marks.start.Done());
+    return Position{false, action.communicates || !begun, action.steps.front()};
   }
   return Position{};
 }

@@ -2,6 +2,7 @@
 // of its own, round by round. What waits is the GPU. Internal to the engine.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -22,13 +23,24 @@ class CudaExecutor {
   // Submits every step once, after what `stream` holds and before what it is given later. Slots stay bound until then.
   Status Submit(const SlotTable& slots, const CudaStepComputer& computer, CUstream_st* stream);
 
-  // How far the device is with what was submitted last.
+  // What tells how far the device is with one submission.
+  struct Marks {
+    CudaEvent start;              // what the stream held before is over
+    std::vector<CudaEvent> ends;  // per action
+    CudaEvent finish;             // the caller's, of what it submits after the program
+    size_t position = 0;          // actions before it are over
+  };
+  // Those of the last Submit. Several submissions may be under way; marks are used again when they are given back.
+  std::unique_ptr<Marks> TakeMarks() { return std::move(current_); }
+  void GiveBack(std::unique_ptr<Marks> marks) { free_.push_back(std::move(marks)); }
+
   struct Position {
     bool done = true;
-    bool communicates = false;  // it is in a round: it may be waiting for a peer
-    StepId step = kNone;        // the first step that is not over
+    bool waits = false;   // maybe for a peer: it has not begun, or is in a round
+    StepId step = kNone;  // the first step that is not over
+    friend bool operator==(const Position&, const Position&) = default;
   };
-  StatusOr<Position> Where();
+  StatusOr<Position> Where(Marks& marks) const;
 
   const RankProgram& program() const { return *program_; }
   // The step whose submission began last; that of the error when Submit failed.
@@ -45,19 +57,21 @@ class CudaExecutor {
     std::vector<Message> sends, receives;
   };
 
-  CudaExecutor(const RankProgram& program, StreamCommunicator& data) : program_(&program), data_(&data) {}
+  CudaExecutor(const RankProgram& program, const CudaDevice& device, StreamCommunicator& data)
+      : program_(&program), device_(device), data_(&data) {}
+  StatusOr<std::unique_ptr<Marks>> FreeMarks();
   Status SubmitRound(const StreamAction& action, const SlotTable& slots);
   Status Start(StepId step, const SlotTable& slots, Round& round) const;
   Status Finish(StepId step, const SlotTable& slots) const;
 
   const RankProgram* program_;
+  CudaDevice device_;
   StreamCommunicator* data_;
   CudaStream messages_;
   std::vector<StreamAction> actions_;
   std::vector<std::string> names_;  // per action, for profilers
-  std::vector<CudaEvent> ends_;     // per action
-  CudaEvent start_;
-  size_t position_ = 0;  // actions before it are over
+  std::unique_ptr<Marks> current_;
+  std::vector<std::unique_ptr<Marks>> free_;
   StepId submitting_ = kNone;
 };
 

@@ -1,8 +1,8 @@
 #include "runtime/engine/cuda/operator.h"
 
 #include <chrono>
-#include <optional>
 #include <thread>
+#include <utility>
 
 #include "collectives/agreement.h"
 #include "runtime/device/cuda/graph.h"
@@ -26,21 +26,39 @@ Status CudaOperator::Prepare(const std::function<Status()>& prepare, std::string
           data_.rank(), data_.size(), control_.rank(), control_.size()));
     }
     TESSERA_ASSIGN_OR_RETURN(own_, CudaStream::Create(device_));
-    TESSERA_ASSIGN_OR_RETURN(finish_, CudaEvent::Create(device_));
     return prepare();
   };
   return AgreeOnStatus(control_, local(), what);
 }
 
-Status CudaOperator::Execute(CudaExecutor& executor, const std::function<Status()>& submit, CUstream_st* stream) {
+Status CudaOperator::Retire() {
+  while (!executions_.empty()) {
+    Execution& oldest = executions_.front();
+    TESSERA_ASSIGN_OR_RETURN(const bool over, oldest.marks->finish.Done());
+    if (!over) break;
+    oldest.executor->GiveBack(std::move(oldest.marks));
+    executions_.pop_front();
+  }
+  return absl::OkStatus();
+}
+
+Status CudaOperator::Execute(CudaExecutor& executor, std::shared_ptr<const void> owner,
+                             const std::function<Status()>& submit, CUstream_st* stream) {
   bool capturing = false;
   const auto run = [&]() -> Status {
+    TESSERA_RETURN_IF_ERROR(Retire());
     TESSERA_ASSIGN_OR_RETURN(capturing, IsCapturing(stream));
     TESSERA_RETURN_IF_ERROR(submit());
-    if (capturing) return absl::OkStatus();
-    running_ = &executor;
-    TESSERA_RETURN_IF_ERROR(finish_.Record(stream));
-    return finish_.MakeWait(own_.handle());
+    std::unique_ptr<CudaExecutor::Marks> marks = executor.TakeMarks();
+    if (capturing) {
+      executor.GiveBack(std::move(marks));
+      return absl::OkStatus();
+    }
+    TESSERA_RETURN_IF_ERROR(marks->finish.Record(stream));
+    TESSERA_RETURN_IF_ERROR(marks->finish.MakeWait(own_.handle()));
+    executions_.push_back({&executor, std::move(marks), std::move(owner)});
+    has_run_ = true;
+    return absl::OkStatus();
   };
   failure_ = run();
   // A failed capture has moved no message: peers learn of it from the caller.
@@ -48,20 +66,23 @@ Status CudaOperator::Execute(CudaExecutor& executor, const std::function<Status(
   return failure_;
 }
 
+// Executions may be many, one per layer; the oldest is the one that the GPU is in.
 Status CudaOperator::Wait(CudaExecutor::Position& position) {
   auto next_health = Clock::now();
-  std::optional<StepId> reported;
+  const CudaExecutor::Marks* reported = nullptr;
   for (;;) {
-    TESSERA_ASSIGN_OR_RETURN(const bool over, finish_.Done());
-    if (over) return absl::OkStatus();
-    TESSERA_ASSIGN_OR_RETURN(position, running_->Where());
+    TESSERA_RETURN_IF_ERROR(Retire());
+    if (executions_.empty()) return absl::OkStatus();
+    const Execution& oldest = executions_.front();
+    const CudaExecutor::Position before = position;
+    TESSERA_ASSIGN_OR_RETURN(position, oldest.executor->Where(*oldest.marks));
     // Every report counts as progress. A rank that has nothing new to say must be seen to stand still, or peers that
     // never come would be waited for without end.
-    if (reported != position.step) {
+    if (reported != oldest.marks.get() || before != position) {
+      reported = oldest.marks.get();
       // What follows the program are sums over ranks.
-      const bool waits = position.communicates || position.done;
+      const bool waits = position.waits || position.done;
       control_.ReportProgress({waits ? RankState::kWaiting : RankState::kComputing, position.step});
-      reported = position.step;
     }
     if (const auto now = Clock::now(); now >= next_health) {
       TESSERA_RETURN_IF_ERROR(data_.Poll());
@@ -85,10 +106,10 @@ Status CudaOperator::Fail(const CudaExecutor& executor, StepId step, const Statu
 }
 
 Status CudaOperator::Synchronize() {
-  if (!failure_.ok() || running_ == nullptr) return failure_;
+  if (!failure_.ok() || executions_.empty()) return failure_;
   CudaExecutor::Position position;
   const Status status = Wait(position);
-  if (!status.ok()) return failure_ = Fail(*running_, position.step, status);
+  if (!status.ok()) return failure_ = Fail(*executions_.front().executor, position.step, status);
   control_.ReportProgress({RankState::kIdle, -1});
   return failure_;
 }

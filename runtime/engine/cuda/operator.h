@@ -2,7 +2,9 @@
 // to, executions that are submitted, marked and waited for, and an error that sticks. Internal to the engine.
 #pragma once
 
+#include <deque>
 #include <functional>
+#include <memory>
 #include <string_view>
 
 #include "collectives/communicator.h"
@@ -26,16 +28,17 @@ class CudaOperator {
 
   // Calls `submit`, which submits `executor`'s program to `stream` and what belongs to it, and marks the end. The first
   // error sticks, ends the communication on this rank and tells the peers. Under capture nothing runs, so nothing is
-  // marked. `executor` lives until the next execution, or as long as this.
-  Status Execute(CudaExecutor& executor, const std::function<Status()>& submit, CUstream_st* stream);
+  // marked. `executor` lives as long as this, or belongs to `owner`, which is held until the execution is over.
+  Status Execute(CudaExecutor& executor, std::shared_ptr<const void> owner, const std::function<Status()>& submit,
+                 CUstream_st* stream);
 
-  // Waits for the last execution and watches GPU, NCCL and peers meanwhile. An error of any of them, or a peer that
+  // Waits for all executions and watches GPU, NCCL and peers meanwhile. An error of any of them, or a peer that
   // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU
   // was in. It sticks.
   Status Synchronize();
 
   const Status& failure() const { return failure_; }
-  bool has_run() const { return running_ != nullptr; }
+  bool has_run() const { return has_run_; }
   Communicator& control() const { return control_; }
   StreamCommunicator& data() const { return data_; }
   const CudaDevice& device() const { return device_; }
@@ -44,6 +47,12 @@ class CudaOperator {
   const CudaStream& own() const { return own_; }
 
  private:
+  struct Execution {
+    CudaExecutor* executor;
+    std::unique_ptr<CudaExecutor::Marks> marks;
+    std::shared_ptr<const void> owner;
+  };
+  Status Retire();  // forgets executions that are over
   Status Wait(CudaExecutor::Position& position);
   Status Fail(const CudaExecutor& executor, StepId step, const Status& status);
 
@@ -51,8 +60,8 @@ class CudaOperator {
   StreamCommunicator& data_;
   const CudaDevice device_;
   CudaStream own_;
-  CudaEvent finish_;                 // of the last execution, on the caller's stream
-  CudaExecutor* running_ = nullptr;  // what was submitted last
+  std::deque<Execution> executions_;  // under way, the oldest first
+  bool has_run_ = false;
   Status failure_;
 };
 

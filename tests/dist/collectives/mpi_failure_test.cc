@@ -1,58 +1,22 @@
 // Jobs that lose a rank end in time, with an error that names the rank and its step, and leave no process.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
-#include <thread>
+
+#include "tests/support/failing_jobs.h"
 
 namespace {
-
-using namespace std::chrono_literals;
 
 std::string mpiexec;
 std::string program;
 
-struct Outcome {
-  int exit_code = 0;
-  double seconds = 0;
-  std::string output;
-  bool processes_left = false;
-};
-
-int Shell(const std::string& command, std::string* output) {
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return -1;
-  char buffer[4096];
-  for (size_t n; (n = fread(buffer, 1, sizeof(buffer), pipe)) > 0;) output->append(buffer, n);
-  const int status = pclose(pipe);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
+using Outcome = tessera::testing::JobOutcome;
 
 Outcome RunJob(const std::string& fault, int ranks, int victim, int deadline_ms) {
-  Outcome outcome;
-  const std::string marker = "tessera-failing-job-" + std::to_string(getpid()) + "-" + fault;
-  const auto begin = std::chrono::steady_clock::now();
-  // The time-out is for a runtime that hangs: the test then fails instead of the whole run.
-  outcome.exit_code =
-      Shell("timeout -k 2 40 " + mpiexec + " -n " + std::to_string(ranks) + " " + program + " " + fault + " " +
-                std::to_string(victim) + " " + std::to_string(deadline_ms) + " " + marker + " 2>&1",
-            &outcome.output);
-  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  // mpirun may return a moment before the kernel has removed the last rank. The brackets hide this search from itself.
-  const std::string search = "pgrep -f '[t]" + marker.substr(1) + "'";
-  for (int i = 0; i < 20; ++i) {
-    std::string pids;
-    outcome.processes_left = Shell(search, &pids) == 0;
-    if (!outcome.processes_left) break;
-    std::this_thread::sleep_for(100ms);
-  }
-  std::printf("%s: exit code %d after %.2f s\n%s\n", fault.c_str(), outcome.exit_code, outcome.seconds,
-              outcome.output.c_str());
-  return outcome;
+  return tessera::testing::RunJob(mpiexec, ranks, program,
+                                  fault + " " + std::to_string(victim) + " " + std::to_string(deadline_ms));
 }
 
 // A rank is given up after half the deadline; the other half is for ending the job, on a busy machine too. The job
