@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "launcher/host.h"
@@ -13,11 +14,7 @@ CoreSet UsableCoreSet() {
   CoreSet set;
   set.host = 0xcbf29ce484222325;  // FNV-1a
   for (const char c : HostName()) set.host = (set.host ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return set;
-  for (size_t i = 0; i < set.bits.size() * 64 && i < CPU_SETSIZE; ++i) {
-    if (CPU_ISSET(i, &cores)) set.bits[i / 64] |= uint64_t{1} << i % 64;
-  }
+  set.bits = CoresOfThisThread();
   return set;
 }
 
@@ -38,6 +35,46 @@ double CoreShare(std::span<const CoreSet> ranks, int rank) {
 int ThreadsOfShare(double share) {
   // Sums of thirds and the like fall short of whole numbers by rounding.
   return std::max(1, static_cast<int>(share + 1e-6));
+}
+
+CoreMask Placement(std::span<const CoreSet> ranks, int rank, std::span<const NumaNode> nodes) {
+  const CoreSet& own = ranks[rank];
+  int64_t sharers = 0, place = 0;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    if (ranks[i].host != own.host || ranks[i].bits != own.bits) continue;
+    if (static_cast<int>(i) < rank) ++place;
+    ++sharers;
+  }
+  std::vector<CoreMask> parts;
+  int64_t cores = 0;
+  const auto count = [](const CoreMask& mask) {
+    int64_t bits = 0;
+    for (const uint64_t word : mask) bits += std::popcount(word);
+    return bits;
+  };
+  for (const NumaNode& node : nodes) {
+    parts.push_back(Both(node.cores, own.bits));
+    cores += count(parts.back());
+  }
+  if (sharers < 2 || cores != count(own.bits)) return own.bits;
+  const int64_t begin = place * cores / sharers, end = std::max(begin + 1, (place + 1) * cores / sharers);
+  CoreMask kept{};
+  int64_t first = 0;
+  for (const CoreMask& part : parts) {
+    const int64_t last = first + count(part);
+    for (size_t i = 0; i < kept.size() && first < end && begin < last; ++i) kept[i] |= part[i];
+    first = last;
+  }
+  return kept;
+}
+
+void KeepTo(const CoreMask& cores) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (size_t i = 0; i < cores.size() * 64 && i < CPU_SETSIZE; ++i) {
+    if ((cores[i / 64] >> i % 64 & 1) != 0) CPU_SET(i, &set);
+  }
+  (void)sched_setaffinity(0, sizeof set, &set);
 }
 
 }  // namespace tessera::launcher

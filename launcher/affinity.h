@@ -1,16 +1,17 @@
 // Which cores a rank may use, and how many of them are its own when ranks of one node share them.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
+#include "runtime/device/numa.h"
+
 namespace tessera::launcher {
 
-// Trivially copyable, for exchange between ranks. Processors beyond the 1,024 of cpu_set_t are not counted.
+// Trivially copyable, for exchange between ranks.
 struct CoreSet {
-  uint64_t host = 0;                // a digest of the node's name
-  std::array<uint64_t, 16> bits{};  // one per processor of the node
+  uint64_t host = 0;  // a digest of the node's name
+  CoreMask bits{};
 };
 
 // This process's affinity mask, as the batch system or mpirun has set it.
@@ -21,5 +22,13 @@ CoreSet UsableCoreSet();
 double CoreShare(std::span<const CoreSet> ranks, int rank);
 // Compute threads for that share; at least one.
 int ThreadsOfShare(double share);
+
+// Where rank `rank` should keep its threads, given the NUMA nodes of its machine, so that they and the memory that they
+// touch first stay together. Ranks of one machine that may use the very same cores of several NUMA nodes divide these:
+// in order of ranks and nodes, each an equal run of cores, rounded up to whole NUMA nodes so that the system may still
+// move threads within one. A rank with cores of its own, or of one NUMA node, keeps all that the launcher gave it.
+CoreMask Placement(std::span<const CoreSet> ranks, int rank, std::span<const NumaNode> nodes);
+// Keeps this thread and those it will start to `cores`. A hint: nothing changes when the system refuses.
+void KeepTo(const CoreMask& cores);
 
 }  // namespace tessera::launcher

@@ -106,7 +106,12 @@ StatusOr<bool> RunOnRanks(Communicator& world, const Parsed& parsed, Context& co
   if (std::ranges::count(local, local[0]) == world.size()) context.uniform_local_ranks = local[0];
   TESSERA_ASSIGN_OR_RETURN(const std::vector<CoreSet> cores, AllGatherValue(world, UsableCoreSet(), "comparing cores"));
   context.core_share = CoreShare(cores, world.rank());
-  if (parsed.selection.needs_ranks) return parsed.selection.action(context);
+  if (parsed.selection.needs_ranks) {
+    // Threads that compute are started later and stay where this one is.
+    const CoreMask kept = Placement(cores, world.rank(), ReadNumaNodes());
+    if (kept != cores[world.rank()].bits) KeepTo(kept);
+    return parsed.selection.action(context);
+  }
   // A command for one process under mpirun: rank 0 runs it, the others learn how it went.
   context.world = nullptr;
   const StatusOr<bool> passed = world.rank() == 0 ? parsed.selection.action(context) : true;

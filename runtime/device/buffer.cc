@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 
+#include "runtime/device/numa.h"
+
 namespace tessera {
 namespace {
 
@@ -23,7 +25,12 @@ StatusOr<HostBuffer> HostBuffer::Allocate(int64_t bytes, std::string_view what) 
         absl::StrFormat("%s needs %d bytes of memory and they are not to be had", what, bytes));
   }
   // A hint: transparent huge pages save TLB misses on long shards, and nothing breaks where they are off.
-  if (alignment == kHugePage) (void)madvise(data, rounded, MADV_HUGEPAGE);
+  if (alignment == kHugePage) {
+    (void)madvise(data, rounded, MADV_HUGEPAGE);
+    static const std::vector<NumaNode> numa_nodes = ReadNumaNodes();
+    const uint64_t nodes = NodesToInterleave(numa_nodes, CoresOfThisThread());
+    if (nodes != 0) (void)InterleavePages(data, rounded, nodes);
+  }
   buffer.data_.reset(data);
   buffer.bytes_ = bytes;
   return buffer;

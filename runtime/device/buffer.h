@@ -9,7 +9,8 @@
 
 namespace tessera {
 
-// Uninitialised, 64-byte aligned host memory; large buffers sit on their own pages and ask for huge ones. Move-only.
+// Uninitialised, 64-byte aligned host memory; large buffers sit on their own pages, ask for huge ones, and for pages of
+// all NUMA nodes that this thread may run on (see numa.h). Move-only.
 class HostBuffer {
  public:
   HostBuffer() = default;

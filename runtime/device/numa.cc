@@ -1,0 +1,94 @@
+#include "runtime/device/numa.h"
+
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+namespace tessera {
+namespace {
+
+// Reads a number from the front of `text`; -1 when there is none or it is no core of a CoreMask.
+int TakeCore(std::string_view* text) {
+  int core = -1;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), core);
+  constexpr int kCores = static_cast<int>(sizeof(CoreMask) * 8);
+  if (error != std::errc() || core < 0 || core >= kCores) return -1;
+  text->remove_prefix(static_cast<size_t>(end - text->data()));
+  return core;
+}
+
+}  // namespace
+
+StatusOr<CoreMask> ParseCoreList(std::string_view list) {
+  CoreMask mask{};
+  std::string_view left = list.substr(0, list.find_last_not_of("\n ") + 1);
+  while (!left.empty()) {
+    const int first = TakeCore(&left);
+    int last = first;
+    if (first >= 0 && left.starts_with('-')) {
+      left.remove_prefix(1);
+      last = TakeCore(&left);
+    }
+    const bool more = left.starts_with(',');
+    if (more) left.remove_prefix(1);
+    if (first < 0 || last < first || left.empty() == more) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", std::string(list), "\" is no list of cores below ", sizeof mask * 8, " such as 0-3,8"));
+    }
+    for (int core = first; core <= last; ++core) mask[core / 64] |= uint64_t{1} << core % 64;
+  }
+  return mask;
+}
+
+std::vector<NumaNode> ReadNumaNodes(const std::string& folder) {
+  std::vector<NumaNode> nodes;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    NumaNode node;
+    if (!name.starts_with("node")) continue;
+    const auto [end, number_error] = std::from_chars(name.data() + 4, name.data() + name.size(), node.id);
+    if (number_error != std::errc() || end != name.data() + name.size()) continue;
+    std::ifstream file(entry.path() / "cpulist");
+    const std::string list{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    const StatusOr<CoreMask> cores = ParseCoreList(list);
+    if (!cores.ok()) return {};
+    node.cores = *cores;
+    if (!Empty(node.cores)) nodes.push_back(node);
+  }
+  std::ranges::sort(nodes, {}, &NumaNode::id);
+  return nodes;
+}
+
+CoreMask CoresOfThisThread() {
+  CoreMask mask{};
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) != 0) return mask;
+  for (size_t i = 0; i < mask.size() * 64 && i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &cores)) mask[i / 64] |= uint64_t{1} << i % 64;
+  }
+  return mask;
+}
+
+uint64_t NodesToInterleave(std::span<const NumaNode> nodes, const CoreMask& cores) {
+  uint64_t met = 0;
+  for (const NumaNode& node : nodes) {
+    if (node.id < 64 && !Empty(Both(node.cores, cores))) met |= uint64_t{1} << node.id;
+  }
+  return (met & (met - 1)) == 0 ? 0 : met;
+}
+
+bool InterleavePages(void* data, int64_t bytes, uint64_t nodes) {
+  constexpr int kInterleave = 3;           // MPOL_INTERLEAVE of linux/mempolicy.h
+  constexpr unsigned long kMaskBits = 65;  // the system reads one bit less
+  const unsigned long mask = nodes;
+  return syscall(SYS_mbind, data, static_cast<unsigned long>(bytes), kInterleave, &mask, kMaskBits, 0u) == 0;
+}
+
+}  // namespace tessera
