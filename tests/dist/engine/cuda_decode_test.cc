@@ -168,6 +168,41 @@ TEST_F(CudaDecode, ACapturedStepServesOtherSteps) {
   }
 }
 
+// The host is ahead of the GPU: a step is uploaded while those before it are still to be copied.
+TEST_F(CudaDecode, StepsFollowEachOtherWithoutWaiting) {
+  auto generator = testing::GeneratorFor(absl::StrCat("cuda/decode ahead/", gpu().control->size()));
+  DecodeCase first;
+  do
+    first =
+        testing::RandomDecodeCase(DecodeMethod::kGatherQuery, gpu().control->size(), generator, {.sixteen_bit = true});
+  while (first.rows() < 3);
+  DecodeCase second = first;
+  testing::RedrawStep(second, generator);
+  SCOPED_TRACE(first.ToString());
+  const auto run = [&]() -> Status {
+    TESSERA_ASSIGN_OR_RETURN(const GpuDecode one, GpuDecode::Create(gpu(), first));
+    TESSERA_ASSIGN_OR_RETURN(const GpuDecode other, GpuDecode::Create(gpu(), second));
+    TESSERA_ASSIGN_OR_RETURN(const auto attention,
+                             CudaDecodeAttention::Create(*gpu().control, *gpu().data, gpu().device, first.spec,
+                                                         testing::GpuDecodeOptions(first, 0)));
+    TESSERA_ASSIGN_OR_RETURN(CudaDecodeStep step, attention->MakeStep());
+    for (int i = 0; i < 5; ++i) {
+      for (const GpuDecode* decode : {&one, &other}) {
+        TESSERA_RETURN_IF_ERROR(step.Upload(decode->sequences(), gpu().stream.handle()));
+        TESSERA_RETURN_IF_ERROR(decode->Run(*attention, step));
+      }
+    }
+    TESSERA_RETURN_IF_ERROR(attention->Synchronize());
+    for (const auto& [decode, problem] : {std::pair(&one, &first), {&other, &second}}) {
+      DecodeResult result;
+      TESSERA_RETURN_IF_ERROR(decode->Fetch(result));
+      EXPECT_EQ(testing::Judge(*problem, gpu().control->rank(), result, problem->spec.dtype), "");
+    }
+    return absl::OkStatus();
+  };
+  ASSERT_EQ(run(), absl::OkStatus());
+}
+
 // Appended by kernels, forked in the middle of a page, and attended.
 TEST_F(CudaDecode, APagedCacheIsAttendedAsItWasFilled) {
   const int ranks = gpu().control->size();
