@@ -65,4 +65,9 @@ StatusOr<std::unique_ptr<PassRunner>> MakePassRunner(Communicator& comm, Device 
   return internal::MakeCudaRunner(comm, spec, tensors, options);
 }
 
+StatusOr<std::string> NameOf(Communicator& comm, Device device) {
+  if (device == Device::kCpu) return std::string();
+  return internal::GpuName(comm);
+}
+
 }  // namespace tessera::launcher

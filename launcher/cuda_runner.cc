@@ -109,4 +109,9 @@ StatusOr<std::unique_ptr<PassRunner>> internal::MakeCudaRunner(Communicator& com
   return CudaRunner::Create(comm, spec, tensors, options);
 }
 
+StatusOr<std::string> internal::GpuName(Communicator& comm) {
+  TESSERA_ASSIGN_OR_RETURN(const CudaDevice device, OpenDeviceOfRank(comm));
+  return device.name();
+}
+
 }  // namespace tessera::launcher

@@ -57,7 +57,12 @@ class PassRunner {
 StatusOr<std::unique_ptr<PassRunner>> MakePassRunner(Communicator& comm, Device device, const PlanSpec& spec,
                                                      const LocalTensors& tensors, const RunnerOptions& options);
 
+// Collective. What a rank computes on: its GPU's name, or nothing for the CPU. All ranks succeed or all return the same
+// error: FailedPrecondition says which driver or GPU is missing; Unimplemented when this build has no CUDA.
+StatusOr<std::string> NameOf(Communicator& comm, Device device);
+
 namespace internal {
+StatusOr<std::string> GpuName(Communicator& comm);
 StatusOr<std::unique_ptr<PassRunner>> MakeCpuRunner(Communicator& comm, const PlanSpec& spec,
                                                     const LocalTensors& tensors, const RunnerOptions& options);
 StatusOr<std::unique_ptr<PassRunner>> MakeCudaRunner(Communicator& comm, const PlanSpec& spec,

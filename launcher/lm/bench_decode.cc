@@ -98,21 +98,24 @@ StatusOr<Row> Measure(Communicator& comm, const DecodeLoad& load, const Method& 
 
 class Report {
  public:
-  explicit Report(const DecodeLoad& load) : load_(load) {}
+  // `device`: the GPU of rank 0; empty = CPU.
+  Report(const DecodeLoad& load, std::string device) : load_(load), device_(std::move(device)) {}
 
   void Add(const Row& row) {
     if (row.method == "head" && row.ranks > 1) head_seconds_ = row.slowest.seconds;
     const DecodeCost& cost = row.slowest;
-    const bool mla = load_.shape.is_mla();
+    const bool mla = load_.shape.is_mla(), split = cost.split_known;
     table_.Add({row.method, absl::StrCat(row.ranks), FormatSeconds(cost.seconds),
                 absl::StrFormat("%.1f", static_cast<double>(load_.rows()) / cost.seconds),
                 head_seconds_ > 0 && row.ranks > 1 ? absl::StrFormat("%.2fx", head_seconds_ / cost.seconds) : "-",
-                FormatSeconds(cost.attention_seconds), mla ? FormatSeconds(cost.projection_seconds) : "-",
-                mla ? FormatSeconds(cost.slice_seconds + cost.all_reduce_seconds) : "-",
+                split ? FormatSeconds(cost.attention_seconds) : "-",
+                mla && split ? FormatSeconds(cost.projection_seconds) : "-",
+                mla && split ? FormatSeconds(cost.slice_seconds + cost.all_reduce_seconds) : "-",
                 absl::StrCat(*std::ranges::max_element(row.cache_bytes_per_token)),
                 FormatBytes(static_cast<double>(*std::ranges::max_element(row.cache_bytes))),
-                absl::StrCat(row.bytes_received), absl::StrFormat("%.1f", row.read_bytes_per_second * 1e-9),
-                absl::StrFormat("%.3f", row.attention_flops / cost.attention_seconds * 1e-12),
+                absl::StrCat(row.bytes_received),
+                split ? absl::StrFormat("%.1f", row.read_bytes_per_second * 1e-9) : "-",
+                split ? absl::StrFormat("%.3f", row.attention_flops / cost.attention_seconds * 1e-12) : "-",
                 row.error ? FormatError(*row.error) : "-", Check(row)});
     records_ += ToJson(row).dump() + "\n";
   }
@@ -132,9 +135,13 @@ class Report {
     return row.accurate ? "ok" : "WRONG";
   }
   nlohmann::ordered_json ToJson(const Row& row) const {
+    const auto part = [&](double seconds) {
+      return row.slowest.split_known ? nlohmann::ordered_json(seconds) : nlohmann::ordered_json();
+    };
     return {{"schema", "tessera-decode-1"},
             {"revision", kRevision},
             {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
+            {"device", device_.empty() ? "cpu" : device_},
             {"model", load_.shape.name},
             {"context", load_.context_tokens},
             {"batch", load_.batch},
@@ -145,10 +152,10 @@ class Report {
             {"threads_per_rank", load_.threads},
             {"implementation", row.kernel},
             {"seconds", row.slowest.seconds},
-            {"attention_seconds", row.slowest.attention_seconds},
-            {"projection_seconds", row.slowest.projection_seconds},
-            {"slice_seconds", row.slowest.slice_seconds},
-            {"all_reduce_seconds", row.slowest.all_reduce_seconds},
+            {"attention_seconds", part(row.slowest.attention_seconds)},
+            {"projection_seconds", part(row.slowest.projection_seconds)},
+            {"slice_seconds", part(row.slowest.slice_seconds)},
+            {"all_reduce_seconds", part(row.slowest.all_reduce_seconds)},
             {"attention_flops", row.attention_flops},
             {"cache_bytes_per_token_layer", row.cache_bytes_per_token},
             {"cache_bytes", row.cache_bytes},
@@ -159,6 +166,7 @@ class Report {
   }
 
   const DecodeLoad& load_;
+  const std::string device_;
   double head_seconds_ = 0;
   Table table_{{"method", "ranks", "step", "tokens/s", "vs head", "attention", "projections", "sums",
                 "cache B/token/layer", "cache per rank", "bytes moved", "GB/s", "TFLOP/s", "rel error", "check"}};
@@ -186,14 +194,20 @@ StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, const DecodeShape& s
 StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
   Communicator& world = *context.world;
   Progress progress(context.root());
-  const StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
+  StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
+  if (shape.ok() && !shape->is_mla() && flags.execution.device == Device::kCuda) {
+    shape = absl::InvalidArgumentError("--model " + flags.model + ": --device cuda decodes latent attention only");
+  }
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, shape.status(), "checking --model"));
   const StatusOr<std::vector<Method>> methods = MethodsOf(flags, *shape, world.size());
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "checking --method"));
   Status writable;
   if (context.root() && !flags.json.empty()) writable = SafetensorsWriter::CheckWritable(flags.json);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, writable, "checking the record file"));
+  const StatusOr<std::string> device = NameOf(world, flags.execution.device);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, device.status(), "checking --device"));
   DecodeLoad load;
+  load.device = flags.execution.device;
   load.shape = *shape;
   load.context_tokens = flags.context;
   load.batch = flags.batch;
@@ -221,7 +235,8 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
                 flags.model.c_str(), load.context_tokens, load.batch, load.query_tokens, flags.dtype.c_str(),
                 world.size(), load.threads, flags.repeats);
   }
-  Report report(load);
+  if (context.root() && !device->empty()) std::printf("computed on: %s\n", device->c_str());
+  Report report(load, *device);
   const absl::Cleanup print = [&] {
     if (context.root()) report.Print();
   };
@@ -296,10 +311,12 @@ void AddDecodeBench(CLI::App& bench, Selection& selection) {
   command->add_option("--json", flags->json, "file to write a record per row to");
   AddMethodFlags(*command, flags->methods);
   AddExecutionFlags(*command, flags->execution);
+  AddDeviceFlag(*command, flags->execution);
   command->footer(
       "The first row is one rank alone. \"vs head\" compares with head parallelism in the same run. Sums: the\n"
       "heads' outputs over all ranks; under tpla also queries and values between slices. GB/s: cache bytes of the\n"
-      "slowest rank over its time in attention; TFLOP/s: attention of all ranks.\n"
+      "slowest rank over its time in attention; TFLOP/s: attention of all ranks. A GPU's step is not split into "
+      "parts.\n"
       "Example:\n"
       "  mpirun -n 2 tessera bench decode --model deepseek-v3 --context 32768");
   command->callback([flags, &selection] {

@@ -7,6 +7,7 @@
 #include "collectives/communicator.h"
 #include "launcher/lm/decode_shapes.h"
 #include "launcher/lm/method.h"
+#include "launcher/pass_runner.h"
 #include "runtime/base/status.h"
 
 namespace tessera::launcher {
@@ -18,6 +19,7 @@ struct DecodeLoad {
   int64_t query_tokens = 1;    // new tokens per sequence and step
   DType dtype = DType::kBFloat16;
   uint64_t seed = 1;
+  Device device = Device::kCpu;
   std::string kernel;
   int threads = 1;
   int64_t rows() const { return batch * query_tokens; }
@@ -33,6 +35,7 @@ struct DecodeCost {
   int64_t bytes_received = 0;
   int64_t cache_bytes_read = 0;  // of the rank's rows, once
   double attention_flops = 0;
+  bool split_known = true;  // whether the seconds of the parts are: a GPU's are not
 };
 
 class DecodeSubject {
@@ -59,7 +62,8 @@ class RandomMlaWeights {
   MlaWeights view_;
 };
 
-// Collective. `weights` is null for GQA; everything outlives the subject.
+// Collective. `weights` is null for GQA; everything outlives the subject. Errors as MlaDecoder, DecodeAttention and
+// their namesakes on GPUs.
 StatusOr<std::unique_ptr<DecodeSubject>> MakeDecodeSubject(Communicator& comm, const DecodeLoad& load,
                                                            const Method& method, const RandomMlaWeights* weights);
 
