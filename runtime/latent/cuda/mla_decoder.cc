@@ -80,6 +80,7 @@ struct CudaMlaDecoder::State {
   DeviceBuffer workspace, rope_table, memory;
   std::optional<cuda::Cublas> cublas;
   LatentTensors tensors;  // of the step, in `memory`
+  bool uploaded = false;  // the step's tables
   std::vector<Layer> layers;
 };
 
@@ -153,8 +154,11 @@ Status CudaMlaDecoder::AddLayer(const MlaWeights& weights, const TplaFactors& fa
 }
 
 Status CudaMlaDecoder::BeginStep(std::span<const StepTokens> step) {
+  state_->uploaded = false;
   TESSERA_RETURN_IF_ERROR(state_->sequences.BeginStep(step));
-  return state_->UploadStep();
+  TESSERA_RETURN_IF_ERROR(state_->UploadStep());
+  state_->uploaded = true;
+  return absl::OkStatus();
 }
 
 Status CudaMlaDecoder::Attend(int layer, const float* hidden, float* out) {
@@ -162,7 +166,8 @@ Status CudaMlaDecoder::Attend(int layer, const float* hidden, float* out) {
   if (layer < 0 || layer >= static_cast<int>(state.layers.size())) {
     return absl::InvalidArgumentError(absl::StrCat("layer ", layer, ": there are ", state.layers.size()));
   }
-  if (!state.sequences.in_step()) return absl::FailedPreconditionError("Attend needs BeginStep first");
+  if (!state.sequences.in_step() || !state.uploaded)
+    return absl::FailedPreconditionError("Attend needs BeginStep first");
   const int64_t rows = state.sequences.step_rows();
   if (rows == 0) return absl::OkStatus();
   const ProfilerRange range("tessera latent layer");
