@@ -8,15 +8,13 @@ rounding of the output to bf16, which reads and writes each row once.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 import torch
 import torch.nn.functional as F
+from tessera_record import tessera_record
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16}
 DEFAULT = [
@@ -55,19 +53,6 @@ class Peer:
         else:
             torch.autograd.grad(self.output, self.inputs, self.gradient, retain_graph=True)
         return time.perf_counter() - start
-
-
-def tessera_record(program, problem, dtype, threads, repeats):
-    """The record of the fastest implementation, which is the one that every other command would take."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "records.jsonl")
-        command = [program, "bench", "kernel", "--problem", problem, "--dtype", dtype, "--threads", str(threads),
-                   "--repeat", str(repeats), "--read-mebibytes", "64", "--kernel", "auto", "--json", path]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-        with open(path) as file:
-            return json.loads(file.readline())
 
 
 def main():
