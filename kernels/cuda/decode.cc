@@ -7,6 +7,7 @@
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/shape.h"
 #include "kernels/cuda/sm80/decode_config.h"
+#include "kernels/cuda/sm90/decode_config.h"
 #include "kernels/find_kernel.h"
 
 namespace tessera::cuda {
@@ -15,19 +16,28 @@ namespace {
 constexpr DType kbf16 = DType::kBFloat16;
 constexpr DType kfp16 = DType::kFloat16;
 
-#define TESSERA_CUDA_INSTANCE(dtype, element, qk, v, latent) \
-  {k##dtype,                                                 \
-   qk,                                                       \
-   v,                                                        \
-   latent,                                                   \
-   sm80::DecodeConfig<qk, v, latent>::kPairs,                \
-   sm80::DecodeConfig<qk, v, latent>::kKeys,                 \
-   &sm80::LaunchDecode<element, qk, v, latent>},
+#define TESSERA_CUDA_DECODE(family, dtype, element, qk, v, latent) \
+  {k##dtype,                                                       \
+   qk,                                                             \
+   v,                                                              \
+   latent,                                                         \
+   family::DecodeConfig<qk, v, latent>::kPairs,                    \
+   family::DecodeConfig<qk, v, latent>::kKeys,                     \
+   &family::LaunchDecode<element, qk, v, latent>},
+#define TESSERA_CUDA_INSTANCE(...) TESSERA_CUDA_DECODE(sm80, __VA_ARGS__)
 constexpr DecodeInstance kSm80[] = {
 #include "kernels/cuda/decode_instances.inc"
 };
 #undef TESSERA_CUDA_INSTANCE
+#define TESSERA_CUDA_INSTANCE(...) TESSERA_CUDA_DECODE(sm90, __VA_ARGS__)
+constexpr DecodeInstance kSm90[] = {
+#include "kernels/cuda/decode_instances.inc"
+};
+#undef TESSERA_CUDA_INSTANCE
+#undef TESSERA_CUDA_DECODE
 
+// wgmma exists on 9.0 alone.
+const DecodeDeviceKernel kSm90Kernel("cuda-sm90a", kSm90, 90, 90);
 const DecodeDeviceKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int>::max());
 
 AttendShape AttendShapeOf(const DecodeShape& shape) {
@@ -95,7 +105,7 @@ const DecodeInstance* DecodeDeviceKernel::Find(DType dtype, int qk_width, int v_
 }
 
 std::span<const DecodeDeviceKernel* const> DecodeDeviceKernels() {
-  static constexpr std::array<const DecodeDeviceKernel*, 1> kKernels = {&kSm80Kernel};
+  static constexpr std::array<const DecodeDeviceKernel*, 2> kKernels = {&kSm90Kernel, &kSm80Kernel};
   return kKernels;
 }
 

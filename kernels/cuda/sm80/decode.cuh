@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/cuda/device/decode_pairs.cuh"
 #include "kernels/cuda/device/decode_params.h"
 #include "kernels/cuda/device/element.cuh"
 #include "kernels/cuda/device/poison.cuh"
@@ -26,6 +27,7 @@ class DecodeTile {
   // Values are the first columns of a latent cache's keys.
   using ValueTile = Tile<kLatent ? kQk : kV>;
   using WeightTile = Tile<kKeys>;
+  using Pairs = DecodePairs<Element, Config::kPairs>;
   static_assert(kWarpKeys == 8 || kWarpKeys == 16);
   static_assert(kWarpColumns % 16 == 0);
 
@@ -37,28 +39,20 @@ class DecodeTile {
         stages_(shared + Config::kPairs * KeyTile::kRowBytes),
         weights_(stages_ + 2 * Config::kStageBytes),
         reduce_(weights_ + Config::kWeightBytes),
-        sequence_(params.sequences[blockIdx.z]),
-        kv_head_(static_cast<int>(blockIdx.y)),
-        split_(static_cast<int>(blockIdx.x) / params.tiles),
+        pairs_(params),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<int>(threadIdx.x) / 32) {
-    const int begin = (p_.score.first_kv_head + kv_head_) * p_.score.group - p_.score.first_query_head;
-    first_head_ = max(begin, 0);
-    heads_ = max(min(begin + p_.score.group, p_.score.heads) - first_head_, 0);
-    first_pair_ = static_cast<int>(blockIdx.x) % params.tiles * Config::kPairs;
-    pairs_ = min(sequence_.rows * heads_ - first_pair_, Config::kPairs);
 #pragma unroll
     for (int i = 0; i < kTiles * 2; ++i) max_[i / 2][i % 2] = -INFINITY;
   }
 
   __device__ __forceinline__ void Run() {
-    if (pairs_ <= 0) return;
-    FindRanges();
+    if (pairs_.pairs() <= 0) return;
+    FindVisible();
     LoadQuery();
-    const int blocks = (union_end_ - union_begin_ + kKeys - 1) / kKeys;
-    const int share = (blocks + p_.splits - 1) / p_.splits;
-    const int begin = union_begin_ + min(split_ * share, blocks) * kKeys;
-    const int end = min(union_begin_ + min((split_ + 1) * share, blocks) * kKeys, union_end_);
+    const typename Pairs::Ranges ranges = pairs_.FindRanges();
+    const int2 share = pairs_.template Share<kKeys>(ranges);
+    const int begin = share.x, end = share.y;
     if (begin < end) LoadStage(begin, end, 0);
     CommitCopies();
     bool poisoned = false;
@@ -71,13 +65,16 @@ class DecodeTile {
       float s[kTiles][kWarpKeys / 8][4] = {};
       Scores(stage, s);
       Mask(key, end, s);
-      const bool masked = key < all_begin_ || min(key + kKeys, end) > all_end_;
+      const bool masked = key < ranges.all_begin || min(key + kKeys, end) > ranges.all_end;
       poisoned |= Normalise(stage, masked, s);
       AddValues(stage);
     }
     WaitForAllCopies();
     Store();
-    if (poisoned) AddNonFinite(begin, end);
+    if (poisoned) {
+      __syncthreads();
+      pairs_.AddNonFinite(begin, end, static_cast<int>(threadIdx.x), kThreads);
+    }
   }
 
  private:
@@ -87,38 +84,18 @@ class DecodeTile {
   __device__ __forceinline__ uint32_t ValueStage(int stage) const {
     return kLatent ? KeyStage(stage) : KeyStage(stage) + kKeys * KeyTile::kRowBytes;
   }
-  __device__ __forceinline__ VisibleRows VisibleOf(int pair) const {
-    return p_.visible[sequence_.first_visible + (first_pair_ + pair) / heads_];
-  }
   __device__ __forceinline__ int RowOf(int t, int half) const {
     return t * 16 + half * 8 + lane_ / 4;
   }
 
-  // What the pairs see: each lane its own rows, and all of them together (a union of ranges, and what is in every one).
-  __device__ __forceinline__ void FindRanges() {
-    union_begin_ = all_end_ = 0x7fffffff;
-    union_end_ = all_begin_ = 0;
-    for (int pair = lane_; pair < pairs_; pair += 32) {
-      const VisibleRows visible = VisibleOf(pair);
-      all_begin_ = max(all_begin_, static_cast<int>(visible.begin));
-      all_end_ = min(all_end_, static_cast<int>(visible.end));
-      if (visible.begin >= visible.end) continue;
-      union_begin_ = min(union_begin_, static_cast<int>(visible.begin));
-      union_end_ = max(union_end_, static_cast<int>(visible.end));
-    }
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-      union_begin_ = min(union_begin_, __shfl_xor_sync(~0u, union_begin_, distance));
-      union_end_ = max(union_end_, __shfl_xor_sync(~0u, union_end_, distance));
-      all_begin_ = max(all_begin_, __shfl_xor_sync(~0u, all_begin_, distance));
-      all_end_ = min(all_end_, __shfl_xor_sync(~0u, all_end_, distance));
-    }
-    if (union_begin_ > union_end_) union_begin_ = union_end_;
+  // What each lane's pairs see.
+  __device__ __forceinline__ void FindVisible() {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const VisibleRows visible = RowOf(t, half) < pairs_ ? VisibleOf(RowOf(t, half)) : VisibleRows{0, 0};
+        const VisibleRows visible =
+            RowOf(t, half) < pairs_.pairs() ? pairs_.VisibleOf(RowOf(t, half)) : VisibleRows{0, 0};
         begin_[t][half] = static_cast<int>(visible.begin);
         end_[t][half] = static_cast<int>(visible.end);
       }
@@ -126,12 +103,7 @@ class DecodeTile {
   }
 
   __device__ __forceinline__ void LoadQuery() const {
-    const auto row = [&](int i) -> const uint16_t* {
-      const int pair = warp_ + i * kWarps, number = first_pair_ + pair;
-      if (pair >= pairs_) return nullptr;
-      return p_.query.data + int64_t{sequence_.first_query_row + number / heads_} * p_.query.row_stride +
-             (first_head_ + number % heads_) * p_.query.head_stride;
-    };
+    const auto row = [&](int i) { return pairs_.Query(warp_ + i * kWarps); };
     KeyTile::template LoadRows<Config::kPairs / kWarps>(query_tile_, warp_, p_.score.qk_width, p_.vector_query, lane_,
                                                         p_.query.data, row);
   }
@@ -139,10 +111,7 @@ class DecodeTile {
   // Rows from `end` on become zeros. Each warp copies whole rows, whose pages its lanes look up side by side.
   __device__ __forceinline__ void LoadStage(int key, int end, int stage) const {
     const int own = min(key + warp_ + lane_ % kWarpKeys * kWarps, end - 1);
-    const int64_t page = p_.pages[sequence_.first_page + own / p_.page_tokens] * p_.page_stride;
-    const int in_page = own % p_.page_tokens;
-    const int64_t key_offset = page + in_page * p_.key_row_stride + kv_head_ * p_.key_head_stride;
-    const int64_t value_offset = page + in_page * p_.value_row_stride + kv_head_ * p_.value_head_stride;
+    const int64_t key_offset = pairs_.KeyOffset(own), value_offset = pairs_.ValueOffset(own);
     const auto row = [&](const std::byte* base, int64_t offset) {
       return [=, this](int i) -> const uint16_t* {
         const int64_t at = __shfl_sync(~0u, offset, i);
@@ -278,22 +247,6 @@ class DecodeTile {
     }
   }
 
-  struct Place {
-    float* output;
-    float* lse;
-  };
-  __device__ __forceinline__ Place PlaceOf(int pair) const {
-    const int number = first_pair_ + pair;
-    const int64_t row = sequence_.first_query_row + number / heads_;
-    const int head = first_head_ + number % heads_;
-    if (p_.split_output == nullptr) {
-      return {p_.output.data + row * p_.output.row_stride + head * p_.output.head_stride,
-              p_.lse.data + row * p_.lse.row_stride + head * p_.lse.head_stride};
-    }
-    const int64_t at = (split_ * p_.query_rows + row) * p_.score.heads + head;
-    return {p_.split_output + at * p_.score.v_width, p_.split_lse + at};
-  }
-
   __device__ __forceinline__ void Store() {
     __syncthreads();  // the maxima have been read
 #pragma unroll
@@ -312,11 +265,11 @@ class DecodeTile {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = RowOf(t, half);
-        if (row >= pairs_) continue;
+        if (row >= pairs_.pairs()) continue;
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) sum += LoadShared(reduce_ + (w * Config::kPairs + row) * 4);
-        const Place place = PlaceOf(row);
+        const typename Pairs::Place place = pairs_.PlaceOf(row);
         const bool empty = max_[t][half] == -INFINITY && sum == 0.0f;
         const float inverse = empty ? 0.0f : 1.0f / sum;
         if (warp_ == 0 && lane_ % 4 == 0) *place.lse = empty ? -INFINITY : max_[t][half] * kLn2 + logf(sum);
@@ -334,44 +287,11 @@ class DecodeTile {
     }
   }
 
-  // Rare and slow: adds values that are not finite to the outputs of the pairs that see them (again, where they had
-  // not been cleared; it makes no difference). Their weights do not matter.
-  __device__ __forceinline__ void AddNonFinite(int begin, int end) const {
-    __syncthreads();
-    for (int key = begin; key < end; ++key) {
-      const int64_t offset = p_.pages[sequence_.first_page + key / p_.page_tokens] * p_.page_stride +
-                             key % p_.page_tokens * p_.value_row_stride + kv_head_ * p_.value_head_stride;
-      const auto* const value = reinterpret_cast<const uint16_t*>(p_.value + offset);
-      for (int column = static_cast<int>(threadIdx.x); column < p_.score.v_width; column += kThreads) {
-        const float v = Element::ToFloat(value[column]);
-        if (fabsf(v) < INFINITY) continue;
-        for (int pair = 0; pair < pairs_; ++pair) {
-          const VisibleRows visible = VisibleOf(pair);
-          if (key >= visible.begin && key < visible.end) PlaceOf(pair).output[column] += v;
-        }
-      }
-    }
-  }
-
-  static __device__ __forceinline__ float LoadShared(uint32_t address) {
-    float value;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-    return value;
-  }
-  static __device__ __forceinline__ void StoreShared(uint32_t address, float value) {
-    asm volatile("st.shared.f32 [%0], %1;" : : "r"(address), "f"(value) : "memory");
-  }
-  static __device__ __forceinline__ void StoreShared(uint32_t address, uint32_t value) {
-    asm volatile("st.shared.b32 [%0], %1;" : : "r"(address), "r"(value) : "memory");
-  }
-
   const DecodeParams& p_;
   const Scoring scoring_;
   const uint32_t query_tile_, stages_, weights_, reduce_;
-  const DecodeRows sequence_;
-  const int kv_head_, split_, lane_, warp_;
-  int first_head_, heads_, first_pair_, pairs_;
-  int union_begin_, union_end_, all_begin_, all_end_;
+  const Pairs pairs_;
+  const int lane_, warp_;
   int begin_[kTiles][2], end_[kTiles][2];           // what this lane's pairs see
   float output_[kTiles][kWarpColumns / 8][4] = {};  // relative to max_
   float max_[kTiles][2];                            // of scores in units of log2

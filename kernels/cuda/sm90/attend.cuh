@@ -97,6 +97,7 @@ class AttendBlock {
 
   __device__ __forceinline__ void LoadQueries(int head) const {
     if (kEngine) ArriveAndExpect(QueryFull(), warpgroups_ * QueryTile::kBytes);
+#pragma unroll 1
     for (int w = 0; w < warpgroups_; ++w) {
       const uint32_t tile = query_tiles_ + w * QueryTile::kBytes;
       const int row = block_.first_row + w * kWarpgroupRows, rows = block_.rows - w * kWarpgroupRows;
@@ -226,7 +227,7 @@ class AttendBlock {
     if (!masked && rows == kKeys) return false;
     const uint32_t tile = value_tiles_ + place.stage() * ValueTile::kBytes;
     const int thread = static_cast<int>(threadIdx.x) - kWarpgroup, threads = warpgroups_ * kWarpgroup;
-    if (rows < kKeys) ValueTile::ClearRows(tile, rows, thread, threads);
+    if (rows < kKeys) ValueTile::ClearRows(tile, 0, rows, thread, threads);
     PublishShared();
     const bool any = masked && AnyNonFinite<Element, ValueTile::kBytes>(tile, thread, threads);
     if (!SyncThreadsOr(kComputing, threads, any)) return false;
@@ -242,13 +243,6 @@ class AttendBlock {
   const RowBlock block_;
   const int warpgroups_;  // that have rows
 };
-
-// The build compiles every source for every architecture; wgmma exists on one.
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define TESSERA_HAS_WGMMA 1
-#else
-#define TESSERA_HAS_WGMMA 0
-#endif
 
 template <typename Element, int kQk, int kV, bool kEngine>
 __global__ void __launch_bounds__(AttendConfig<kQk, kV>::kThreads, 1)

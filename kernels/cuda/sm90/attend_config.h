@@ -12,7 +12,7 @@ template <int kQk, int kV>
 struct AttendConfig {
   static_assert(kQk % 64 == 0 && kV % 64 == 0);
   static constexpr int kThreads = 3 * 128;
-  static constexpr int kEngineRegisters = 24, kRegisters = 240;
+  static constexpr int kEngineRegisters = 32, kRegisters = 240;
   static constexpr int kCopyRegisters = 56, kRegistersBesideCopies = 224;
   static constexpr int kRows = 128;
   static constexpr int kKeys = kQk > 128 ? 64 : 128;

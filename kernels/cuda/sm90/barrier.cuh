@@ -21,6 +21,10 @@ __device__ __forceinline__ void Arrive(uint32_t barrier) {
 __device__ __forceinline__ void ArriveAndExpect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(barrier), "r"(bytes) : "memory");
 }
+// Announces bytes to the current phase, which this thread has yet to arrive at.
+__device__ __forceinline__ void ExpectBytes(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" : : "r"(barrier), "r"(bytes) : "memory");
+}
 // Until the phase of this parity is over. The first phase has parity 0; a wait for parity 1 passes at once before that.
 __device__ __forceinline__ void WaitForPhase(uint32_t barrier, uint32_t parity) {
   uint32_t over;

@@ -25,6 +25,16 @@ __device__ __forceinline__ void LoadBox(uint32_t shared, const CUtensorMap& map,
       : "memory");
 }
 
+// The same of a paged tensor: a row of a page.
+__device__ __forceinline__ void LoadBox(uint32_t shared, const CUtensorMap& map, int column, int row, int head,
+                                        int page, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+      :
+      : "r"(shared), "l"(&map), "r"(column), "r"(row), "r"(head), "r"(page), "r"(barrier)
+      : "memory");
+}
+
 // This thread's copies are there for the tensor cores to read once the barrier's phase is over.
 __device__ __forceinline__ void FinishCopies(uint32_t barrier) {
   CommitCopies();
@@ -37,6 +47,7 @@ template <int kWidth, int kRows>
 struct PanelTile {
   static_assert(kWidth % kPanelColumns == 0 && kRows % 8 == 0);
   static constexpr int kBytes = kRows * kWidth * 2;
+  static constexpr int kPanels = kWidth / kPanelColumns;
   static constexpr uint32_t kPanelBytes = kRows * 128;
   static constexpr uint32_t kGroupBytes = 8 * 128;
 
@@ -57,7 +68,7 @@ struct PanelTile {
   static __device__ __forceinline__ void LoadBoxes(uint32_t tile, const CUtensorMap& map, int row, int head,
                                                    uint32_t barrier) {
 #pragma unroll
-    for (int panel = 0; panel < kWidth / kPanelColumns; ++panel) {
+    for (int panel = 0; panel < kPanels; ++panel) {
       LoadBox(tile + panel * kPanelBytes, map, panel * kPanelColumns, row, head, barrier);
     }
   }
@@ -71,10 +82,31 @@ struct PanelTile {
                                                  matrix.row_stride, rows, width, vector, Offset);
   }
 
-  // Writes zeros to rows from `rows` on, in the share of one of `threads` threads.
-  static __device__ __forceinline__ void ClearRows(uint32_t tile, int rows, int thread, int threads) {
+  // Begins to copy all rows, each by the lanes of one of kWarps warps, from rows(i): a pointer, null for zeros.
+  // `somewhere` is any address of global memory.
+  template <int kWarps, typename Rows>
+  static __device__ __forceinline__ void CopyRows(uint32_t tile, int warp, int lane, int width, bool vector,
+                                                  const void* somewhere, Rows rows) {
+#pragma unroll 1
+    for (int row = warp; row < kRows; row += kWarps) {
+      const uint16_t* const from = rows(row);
+#pragma unroll 1
+      for (int piece = lane; piece < kWidth / 8; piece += 32) {
+        const bool inside = from != nullptr && piece * 8 < width;
+        if (vector) {
+          CopyAsync(tile + Offset(row, piece), inside ? from + piece * 8 : somewhere, inside ? 16 : 0);
+        } else {
+          StoreElements(tile + Offset(row, piece), from + piece * 8, inside ? width - piece * 8 : 0);
+        }
+      }
+    }
+  }
+
+  // Writes zeros to rows outside [first, end), in the share of one of `threads` threads.
+  static __device__ __forceinline__ void ClearRows(uint32_t tile, int first, int end, int thread, int threads) {
     for (int i = thread; i < kBytes / 16; i += threads) {
-      if (i * 16 % kPanelBytes / 128 < static_cast<uint32_t>(rows)) continue;
+      const int row = i * 16 % static_cast<int>(kPanelBytes) / 128;
+      if (row >= first && row < end) continue;
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" : : "r"(tile + i * 16), "r"(0) : "memory");
     }
   }

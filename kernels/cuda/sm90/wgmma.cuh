@@ -6,6 +6,13 @@
 
 #include "kernels/cuda/device/element.cuh"
 
+// The build compiles every source for every architecture; wgmma exists on one.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TESSERA_HAS_WGMMA 1
+#else
+#define TESSERA_HAS_WGMMA 0
+#endif
+
 namespace tessera::cuda::sm90 {
 
 // Orders what this warp did to accumulators and operands in registers before the products that follow.

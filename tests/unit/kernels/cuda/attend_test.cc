@@ -15,8 +15,9 @@ namespace {
 class CudaAttention : public ::testing::TestWithParam<const cuda::AttendKernel*> {
  protected:
   void SetUp() override {
-    const std::string reason = kernel().WhyNot({DType::kBFloat16, 64, 64});
-    if (!reason.empty()) GTEST_SKIP() << reason;
+    const auto preferred = cuda::FindAttendKernel({DType::kBFloat16, 64, 64, ComputeCapability()});
+    ASSERT_TRUE(preferred.ok()) << preferred.status();
+    if (*preferred != GetParam()) GTEST_SKIP() << "this device prefers " << (*preferred)->name();
   }
   DeviceKernel kernel() const { return DeviceKernel(*GetParam()); }
 };

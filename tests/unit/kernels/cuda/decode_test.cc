@@ -102,6 +102,11 @@ class DeviceDecoder final : public DecodeKernel {
 class CudaDecode : public ::testing::TestWithParam<const cuda::DecodeDeviceKernel*> {
  protected:
   // Many multiprocessors: many splits.
+  void SetUp() override {
+    const auto preferred = cuda::FindDecodeDeviceKernel({DType::kBFloat16, 64, 64, false, ComputeCapability()});
+    ASSERT_TRUE(preferred.ok()) << preferred.status();
+    if (*preferred != GetParam()) GTEST_SKIP() << "this device prefers " << (*preferred)->name();
+  }
   DeviceDecoder kernel(int multiprocessors = 100) const { return {*GetParam(), multiprocessors}; }
 };
 
