@@ -1,6 +1,5 @@
 #include "kernels/cuda/attend.h"
 
-#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -72,11 +71,7 @@ StatusOr<AttendWork> PlanAttend(const AttendKernel& kernel, const AttendShape& s
   TESSERA_ASSIGN_OR_RETURN(const WorkLists lists,
                            PlanWork(tiles, bands, Side::kQueries, work.instance->block_rows, work.instance->run_rows));
   work.layout = AppendWork(lists, &work.bytes);
-  for (const Tile& tile : tiles) {
-    if (tile.queries.empty() || tile.keys.empty()) continue;
-    work.query_rows = std::max(work.query_rows, tile.query_row + tile.queries.count);
-    work.key_rows = std::max(work.key_rows, tile.key_row + tile.keys.count);
-  }
+  work.rows = RowsOf(tiles);
   return work;
 }
 
@@ -96,8 +91,8 @@ Status LaunchAttend(const AttendKernel& kernel, const AttendShape& shape, const 
   params.lse = MatrixOf<float>(pointers.lse);
   params.work = WorkOn(pointers.work, work.layout);
   params.score = ScoreOf(shape, pointers.alibi_slopes);
-  params.query_rows = work.query_rows;
-  params.key_rows = work.key_rows;
+  params.query_rows = work.rows.queries;
+  params.key_rows = work.rows.keys;
   params.vector_qk =
       HoldsWholeVectors(pointers.query, shape.qk_width) && HoldsWholeVectors(pointers.key, shape.qk_width);
   params.vector_v = HoldsWholeVectors(pointers.value, shape.v_width);

@@ -79,9 +79,7 @@ struct AttendInstance {
 struct AttendWork {
   std::vector<std::byte> bytes;  // to be copied to the device once
   WorkLayout layout;
-  // Past the last row that a tile has; the tensors have at least these.
-  int64_t query_rows = 0;
-  int64_t key_rows = 0;
+  TileRows rows;
   const AttendInstance* instance = nullptr;
 };
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/error.h"
 #include "kernels/cuda/shape.h"
 #include "kernels/cuda/sm80/backward_config.h"
+#include "kernels/cuda/sm90/backward_config.h"
 #include "kernels/find_kernel.h"
 
 namespace tessera::cuda {
@@ -14,18 +15,27 @@ namespace {
 constexpr DType kbf16 = DType::kBFloat16;
 constexpr DType kfp16 = DType::kFloat16;
 
-#define TESSERA_CUDA_INSTANCE(dtype, element, qk, v) \
-  {k##dtype,                                         \
-   qk,                                               \
-   v,                                                \
-   sm80::BackwardConfig<qk, v>::kOwnRows,            \
-   sm80::BackwardConfig<qk, v>::kOtherRows,          \
-   &sm80::LaunchBackward<element, qk, v>},
+#define TESSERA_CUDA_BACKWARD(family, dtype, element, qk, v) \
+  {k##dtype,                                                 \
+   qk,                                                       \
+   v,                                                        \
+   family::BackwardConfig<qk, v>::kOwnRows,                  \
+   family::BackwardConfig<qk, v>::kOtherRows,                \
+   &family::LaunchBackward<element, qk, v>},
+#define TESSERA_CUDA_INSTANCE(...) TESSERA_CUDA_BACKWARD(sm80, __VA_ARGS__)
 constexpr BackwardInstance kSm80[] = {
 #include "kernels/cuda/instances.inc"
 };
 #undef TESSERA_CUDA_INSTANCE
+#define TESSERA_CUDA_HOPPER_INSTANCE(...) TESSERA_CUDA_BACKWARD(sm90, __VA_ARGS__)
+constexpr BackwardInstance kSm90[] = {
+#include "kernels/cuda/instances.inc"
+};
+#undef TESSERA_CUDA_HOPPER_INSTANCE
+#undef TESSERA_CUDA_BACKWARD
 
+// wgmma exists on 9.0 alone.
+const BackwardKernel kSm90Kernel("cuda-sm90a", kSm90, 90, 90);
 const BackwardKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int>::max());
 
 }  // namespace
@@ -39,7 +49,7 @@ const BackwardInstance* BackwardKernel::Find(DType dtype, int qk_width, int v_wi
 }
 
 std::span<const BackwardKernel* const> BackwardKernels() {
-  static constexpr std::array<const BackwardKernel*, 1> kKernels = {&kSm80Kernel};
+  static constexpr std::array<const BackwardKernel*, 2> kKernels = {&kSm90Kernel, &kSm80Kernel};
   return kKernels;
 }
 
@@ -58,6 +68,7 @@ StatusOr<BackwardWork> PlanBackward(const BackwardKernel& kernel, const AttendSh
   TESSERA_ASSIGN_OR_RETURN(const WorkLists by_keys, PlanWork(tiles, bands, Side::kKeys, own, other));
   work.by_queries = AppendWork(by_queries, &work.bytes);
   work.by_keys = AppendWork(by_keys, &work.bytes);
+  work.rows = RowsOf(tiles);
   return work;
 }
 
@@ -82,6 +93,8 @@ Status LaunchBackward(const BackwardKernel& kernel, const AttendShape& shape, co
   params.by_queries = WorkOn(pointers.work, work.by_queries);
   params.by_keys = WorkOn(pointers.work, work.by_keys);
   params.score = ScoreOf(shape, pointers.alibi_slopes);
+  params.query_rows = work.rows.queries;
+  params.key_rows = work.rows.keys;
   params.vector_qk =
       HoldsWholeVectors(pointers.query, shape.qk_width) && HoldsWholeVectors(pointers.key, shape.qk_width);
   params.vector_v =

@@ -34,6 +34,7 @@ struct BackwardWork {
   std::vector<std::byte> bytes;  // to be copied to the device once
   WorkLayout by_queries;
   WorkLayout by_keys;
+  TileRows rows;
   const BackwardInstance* instance = nullptr;
 };
 

@@ -198,6 +198,16 @@ StatusOr<WorkLists> PlanWork(std::span<const Tile> tiles, std::span<const Band> 
   return std::move(planner).Take();
 }
 
+TileRows RowsOf(std::span<const Tile> tiles) {
+  TileRows rows;
+  for (const Tile& tile : tiles) {
+    if (tile.queries.empty() || tile.keys.empty()) continue;
+    rows.queries = std::max(rows.queries, tile.query_row + tile.queries.count);
+    rows.keys = std::max(rows.keys, tile.key_row + tile.keys.count);
+  }
+  return rows;
+}
+
 WorkLayout AppendWork(const WorkLists& lists, std::vector<std::byte>* bytes) {
   const auto append = [bytes](const auto& list) {
     bytes->resize((bytes->size() + 15) / 16 * 16);

@@ -29,6 +29,13 @@ struct WorkLists {
 StatusOr<WorkLists> PlanWork(std::span<const Tile> tiles, std::span<const Band> bands, Side side, int block_rows,
                              int run_rows);
 
+// Past the last row that a tile has: a call's tensors have at least these.
+struct TileRows {
+  int64_t queries = 0;
+  int64_t keys = 0;
+};
+TileRows RowsOf(std::span<const Tile> tiles);
+
 // Where the lists lie in one buffer, in bytes.
 struct WorkLayout {
   int64_t blocks = 0;

@@ -70,6 +70,8 @@ struct BackwardParams {
   DeviceWork by_keys;                      // blocks of key rows
   ScoreParams score;
   // As in AttendParams; output gradients go with values.
+  int64_t query_rows;
+  int64_t key_rows;
   bool vector_qk;
   bool vector_v;
 };

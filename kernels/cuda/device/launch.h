@@ -29,6 +29,8 @@ int LaunchDecode(const DecodeParams& params, CUstream_st* stream);
 namespace sm90 {
 template <typename Element, int kQk, int kV>
 int LaunchAttend(const AttendParams& params, CUstream_st* stream);
+template <typename Element, int kQk, int kV>
+int LaunchBackward(const BackwardParams& params, CUstream_st* stream);
 template <typename Element, int kQk, int kV, bool kLatent>
 int LaunchDecode(const DecodeParams& params, CUstream_st* stream);
 }  // namespace sm90

@@ -8,9 +8,9 @@ namespace tessera::cuda::sm80 {
 template <typename Element, int kQk, int kV, Gradient kGradient>
 cudaError_t LaunchGradient(const BackwardParams& params, CUstream_st* stream) {
   constexpr int kSharedBytes = BackwardConfig<kQk, kV>::kSharedBytes;
-  constexpr bool kOwnsQueries = kGradient == Gradient::kQuery;
-  const dim3 grid(kOwnsQueries ? params.by_queries.block_count : params.by_keys.block_count,
-                  kOwnsQueries ? params.score.heads : params.score.kv_heads);
+  constexpr bool kQueries = kOwnsQueries<kGradient>;
+  const dim3 grid(kQueries ? params.by_queries.block_count : params.by_keys.block_count,
+                  kQueries ? params.score.heads : params.score.kv_heads);
   if (grid.x == 0) return cudaSuccess;
   // Above 48 KiB a kernel has to ask, on each device.
   const cudaError_t allowed = cudaFuncSetAttribute(BackwardKernel<Element, kQk, kV, kGradient>,

@@ -27,6 +27,11 @@ void Unshard(const Tensor& local, const Shards& shards, HeadRange heads, Tensor&
 
 class CudaBackward : public ::testing::TestWithParam<const cuda::BackwardKernel*> {
  protected:
+  void SetUp() override {
+    const auto preferred = cuda::FindBackwardKernel({DType::kBFloat16, 64, 64, ComputeCapability()});
+    ASSERT_TRUE(preferred.ok()) << preferred.status();
+    if (*preferred != GetParam()) GTEST_SKIP() << "this device prefers " << (*preferred)->name();
+  }
   DeviceKernel kernel() const { return DeviceKernel(*cuda::AttendKernels().back(), *GetParam()); }
 };
 
