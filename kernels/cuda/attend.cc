@@ -45,13 +45,7 @@ const AttendKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int>:
 
 }  // namespace
 
-std::string AttendKernel::WhyNot(const AttendTraits& traits) const {
-  return WhyNotInstance(instances_, traits, first_capability_, last_capability_);
-}
-
-const AttendInstance* AttendKernel::Find(DType dtype, int qk_width, int v_width) const {
-  return FindInstance(instances_, dtype, qk_width, v_width);
-}
+template class InstanceKernel<AttendInstance>;
 
 std::span<const AttendKernel* const> AttendKernels() {
   static constexpr std::array<const AttendKernel*, 2> kKernels = {&kSm90Kernel, &kSm80Kernel};

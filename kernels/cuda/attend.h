@@ -83,24 +83,26 @@ struct AttendWork {
   const AttendInstance* instance = nullptr;
 };
 
-// One family of kernels, able to say why it cannot serve. Instances are static and immutable.
-class AttendKernel {
+// One family of kernels, able to say why it cannot serve. Instances are static and immutable, of a dtype, qk_width and
+// v_width each.
+template <typename Instance>
+class InstanceKernel {
  public:
   // Serves compute capabilities [first_capability, last_capability].
-  AttendKernel(std::string_view name, std::span<const AttendInstance> instances, int first_capability,
-               int last_capability)
+  InstanceKernel(std::string_view name, std::span<const Instance> instances, int first_capability, int last_capability)
       : name_(name), instances_(instances), first_capability_(first_capability), last_capability_(last_capability) {}
   std::string_view name() const { return name_; }
   // Empty when served, otherwise the reason.
   std::string WhyNot(const AttendTraits& traits) const;
   // The narrowest instance that holds these widths; null when there is none.
-  const AttendInstance* Find(DType dtype, int qk_width, int v_width) const;
+  const Instance* Find(DType dtype, int qk_width, int v_width) const;
 
  private:
   const std::string_view name_;
-  const std::span<const AttendInstance> instances_;
+  const std::span<const Instance> instances_;
   const int first_capability_, last_capability_;
 };
+using AttendKernel = InstanceKernel<AttendInstance>;
 
 // All implementations compiled in, fastest first.
 std::span<const AttendKernel* const> AttendKernels();

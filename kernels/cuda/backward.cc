@@ -40,13 +40,7 @@ const BackwardKernel kSm80Kernel("cuda-sm80", kSm80, 80, std::numeric_limits<int
 
 }  // namespace
 
-std::string BackwardKernel::WhyNot(const AttendTraits& traits) const {
-  return WhyNotInstance(instances_, traits, first_capability_, last_capability_);
-}
-
-const BackwardInstance* BackwardKernel::Find(DType dtype, int qk_width, int v_width) const {
-  return FindInstance(instances_, dtype, qk_width, v_width);
-}
+template class InstanceKernel<BackwardInstance>;
 
 std::span<const BackwardKernel* const> BackwardKernels() {
   static constexpr std::array<const BackwardKernel*, 2> kKernels = {&kSm90Kernel, &kSm80Kernel};

@@ -38,21 +38,7 @@ struct BackwardWork {
   const BackwardInstance* instance = nullptr;
 };
 
-// As AttendKernel.
-class BackwardKernel {
- public:
-  BackwardKernel(std::string_view name, std::span<const BackwardInstance> instances, int first_capability,
-                 int last_capability)
-      : name_(name), instances_(instances), first_capability_(first_capability), last_capability_(last_capability) {}
-  std::string_view name() const { return name_; }
-  std::string WhyNot(const AttendTraits& traits) const;
-  const BackwardInstance* Find(DType dtype, int qk_width, int v_width) const;
-
- private:
-  const std::string_view name_;
-  const std::span<const BackwardInstance> instances_;
-  const int first_capability_, last_capability_;
-};
+using BackwardKernel = InstanceKernel<BackwardInstance>;
 
 std::span<const BackwardKernel* const> BackwardKernels();
 StatusOr<const BackwardKernel*> FindBackwardKernel(const AttendTraits& traits, std::string_view name = {});

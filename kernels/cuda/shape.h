@@ -26,11 +26,11 @@ std::string WhyNotWidths(std::span<const Instance> instances) {
   return absl::StrCat("query/key and value widths must fit one of those built: ", widths);
 }
 
-// The instance that holds these widths with the least padding; null when there is none.
+// Instantiated where the instances are listed.
 template <typename Instance>
-const Instance* FindInstance(std::span<const Instance> instances, DType dtype, int qk_width, int v_width) {
+const Instance* InstanceKernel<Instance>::Find(DType dtype, int qk_width, int v_width) const {
   const Instance* best = nullptr;
-  for (const Instance& instance : instances) {
+  for (const Instance& instance : instances_) {
     if (instance.dtype != dtype || qk_width < 1 || v_width < 1) continue;
     if (instance.qk_width < qk_width || instance.v_width < v_width) continue;
     if (best == nullptr || instance.qk_width + instance.v_width < best->qk_width + best->v_width) best = &instance;
@@ -38,13 +38,11 @@ const Instance* FindInstance(std::span<const Instance> instances, DType dtype, i
   return best;
 }
 template <typename Instance>
-std::string WhyNotInstance(std::span<const Instance> instances, const AttendTraits& traits, int first_capability,
-                           int last_capability) {
-  std::string reason = WhyNotDevice(traits.compute_capability, first_capability, last_capability);
+std::string InstanceKernel<Instance>::WhyNot(const AttendTraits& traits) const {
+  std::string reason = WhyNotDevice(traits.compute_capability, first_capability_, last_capability_);
   if (reason.empty()) reason = WhyNotDType(traits.dtype);
   if (!reason.empty()) return reason;
-  if (FindInstance(instances, traits.dtype, traits.qk_width, traits.v_width) != nullptr) return "";
-  return WhyNotWidths(instances);
+  return Find(traits.dtype, traits.qk_width, traits.v_width) != nullptr ? "" : WhyNotWidths(instances_);
 }
 Status NoInstance(std::string_view kernel, const AttendShape& shape);
 
