@@ -79,19 +79,6 @@ class Copied {
   DeviceBuffer memory_;
 };
 
-template <typename Args>
-cuda::AttendShape ShapeOf(const Args& args) {
-  cuda::AttendShape shape;
-  shape.dtype = args.query.dtype;
-  shape.qk_width = args.query.width;
-  shape.v_width = args.value.width;
-  shape.heads = args.query.heads;
-  shape.kv_heads = args.key.heads;
-  shape.group = args.group;
-  shape.scale = args.score.scale;
-  return shape;
-}
-
 class TimedAttention final : public AttentionKernel {
  public:
   TimedAttention(Gpu& gpu, const cuda::AttendKernel& forward) : gpu_(gpu), forward_(&forward) {}

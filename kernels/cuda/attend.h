@@ -43,6 +43,25 @@ struct AttendShape {
   int64_t position_offset = 0;
 };
 
+// That of a call of the processor's kernels (AttendArgs, AttendBackwardArgs).
+template <typename Args>
+AttendShape ShapeOf(const Args& args) {
+  AttendShape shape;
+  shape.dtype = args.query.dtype;
+  shape.qk_width = args.query.width;
+  shape.v_width = args.value.width;
+  shape.heads = args.query.heads;
+  shape.kv_heads = args.key.heads;
+  shape.first_query_head = args.first_query_head;
+  shape.first_kv_head = args.first_kv_head;
+  shape.group = args.group;
+  shape.scale = args.score.scale;
+  shape.soft_cap = args.score.soft_cap;
+  shape.alibi = !args.score.alibi_slopes.empty();
+  shape.position_offset = args.score.position_offset;
+  return shape;
+}
+
 // [rows, heads, width] in device memory with unit width stride; strides in elements.
 struct DeviceView {
   void* data = nullptr;

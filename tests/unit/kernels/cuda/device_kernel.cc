@@ -12,24 +12,6 @@ size_t SpanBytes(const ConstTensorView& view) {
   return static_cast<size_t>(last - begin) + view.width * SizeInBytes(view.dtype);
 }
 
-template <typename Args>
-cuda::AttendShape ShapeOf(const Args& args) {
-  cuda::AttendShape shape;
-  shape.dtype = args.query.dtype;
-  shape.qk_width = args.query.width;
-  shape.v_width = args.value.width;
-  shape.heads = args.query.heads;
-  shape.kv_heads = args.key.heads;
-  shape.first_query_head = args.first_query_head;
-  shape.first_kv_head = args.first_kv_head;
-  shape.group = args.group;
-  shape.scale = args.score.scale;
-  shape.soft_cap = args.score.soft_cap;
-  shape.alibi = !args.score.alibi_slopes.empty();
-  shape.position_offset = args.score.position_offset;
-  return shape;
-}
-
 // Bytes that a test makes anew for every call.
 template <typename T>
 DeviceMemory Copied(std::span<const T> values, const DeviceStream& stream) {
