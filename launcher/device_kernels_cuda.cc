@@ -91,7 +91,7 @@ class TimedAttention final : public AttentionKernel {
   }
 
   Status Attend(const AttendArgs& args) const override {
-    const cuda::AttendShape shape = ShapeOf(args);
+    const cuda::AttendShape shape = cuda::ShapeOf(args);
     const cuda::AttendKernel* kernel = forward_;
     if (kernel == nullptr) {  // what the backward pass needs may come from any
       TESSERA_ASSIGN_OR_RETURN(kernel,
@@ -114,7 +114,7 @@ class TimedAttention final : public AttentionKernel {
 
   Status AttendBackward(const AttendBackwardArgs& args) const override {
     if (backward_ == nullptr) return absl::UnimplementedError(absl::StrCat(std::string(name()), " has no backward"));
-    const cuda::AttendShape shape = ShapeOf(args);
+    const cuda::AttendShape shape = cuda::ShapeOf(args);
     TESSERA_ASSIGN_OR_RETURN(const cuda::BackwardWork work, PlanBackward(*backward_, shape, args.tiles, args.bands));
     TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer lists, gpu_.Copy(work.bytes.data(), SizeOf(work.bytes), "the work"));
     TESSERA_ASSIGN_OR_RETURN(const Copied query, Copied::Of(gpu_, args.query, "query"));

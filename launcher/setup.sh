@@ -2,7 +2,7 @@
 # Installs the Debian packages Tessera is built from, where they are missing. Sourced by quickstart and tests/run.
 
 tessera_packages=(
-  g++ cmake ninja-build git
+  g++ cmake ninja-build git python3-minimal
   openmpi-bin libopenmpi-dev libhwloc-dev
   libabsl-dev libhwy-dev libxxhash-dev libdnnl-dev libeigen3-dev
   nlohmann-json3-dev libcli11-dev librandom123-dev

@@ -18,7 +18,12 @@ enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
   message(FATAL_ERROR "TESSERA_CUDA=ON needs CUDA 12.4 or later; ${TESSERA_NVCC} is ${CMAKE_CUDA_COMPILER_VERSION}")
 endif()
+# CMake 3.25 declares CUDA::nvToolsExt deprecated for projects that require 3.25, without asking whether the toolkit has
+# it; CUDA 13 does not.
+set(tessera_required_cmake ${CMAKE_MINIMUM_REQUIRED_VERSION})
+set(CMAKE_MINIMUM_REQUIRED_VERSION 3.24)
 find_package(CUDAToolkit REQUIRED)
+set(CMAKE_MINIMUM_REQUIRED_VERSION ${tessera_required_cmake})
 
 find_library(TESSERA_HWLOC_LIBRARY hwloc REQUIRED)  # where GPUs and network cards are; Open MPI needs it too
 find_path(TESSERA_NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})

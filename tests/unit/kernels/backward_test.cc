@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <optional>
 
 #include "kernels/reference/reference.h"
 #include "tests/unit/kernels/backward_problem.h"
@@ -24,12 +25,14 @@ void ExpectKernelsAccurate(const std::string& name, const Problem& problem, Rand
   ASSERT_TRUE(forward.ok()) << forward.status();
   const BackwardProblem backward(**forward, problem, random);
   const GradientJudge judge(backward);
+  std::optional<GradientJudge> rounding_judge;
   for (const AttentionKernel* kernel : TestedKernels()) {
     if (!Serves(*kernel, problem.dtype)) continue;
     SCOPED_TRACE(kernel->name());
     const GradientResult result = RoundGradients(backward, Whole(*kernel, backward));
     if (RoundsWeights(*kernel)) {
-      GradientJudge(backward, true).Expect(result);
+      if (!rounding_judge) rounding_judge.emplace(backward, true);
+      rounding_judge->Expect(result);
     } else {
       judge.Expect(result);
     }
