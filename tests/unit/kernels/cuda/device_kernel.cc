@@ -39,7 +39,7 @@ std::string DeviceKernel::WhyNot(const AttentionTraits& traits) const {
 }
 
 Status DeviceKernel::Attend(const AttendArgs& args) const {
-  const cuda::AttendShape shape = ShapeOf(args);
+  const cuda::AttendShape shape = cuda::ShapeOf(args);
   TESSERA_ASSIGN_OR_RETURN(const cuda::AttendWork work, PlanAttend(kernel_, shape, args.tiles, args.bands));
   const DeviceStream stream;
   const DeviceTensor query(args.query, stream), key(args.key, stream), value(args.value, stream);
@@ -61,7 +61,7 @@ Status DeviceKernel::Attend(const AttendArgs& args) const {
 }
 
 Status DeviceKernel::AttendBackward(const AttendBackwardArgs& args) const {
-  const cuda::AttendShape shape = ShapeOf(args);
+  const cuda::AttendShape shape = cuda::ShapeOf(args);
   TESSERA_ASSIGN_OR_RETURN(const cuda::BackwardWork work, PlanBackward(*backward_, shape, args.tiles, args.bands));
   const DeviceStream stream;
   const DeviceTensor query(args.query, stream), key(args.key, stream), value(args.value, stream);
