@@ -27,4 +27,9 @@ StatusOr<std::unique_ptr<DecodeSubject>> MakeCudaMlaSubject(Communicator& /*comm
   return NoCuda();
 }
 
+StatusOr<std::unique_ptr<DecodeSubject>> MakeCudaGqaSubject(Communicator& /*comm*/, const DecodeLoad& /*load*/,
+                                                            const Method& /*method*/) {
+  return NoCuda();
+}
+
 }  // namespace tessera::launcher

@@ -3,20 +3,17 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "absl/cleanup/cleanup.h"
 #include "collectives/agreement.h"
-#include "launcher/build_info.h"
 #include "launcher/command.h"
-#include "launcher/host.h"
+#include "launcher/lm/decode_report.h"
 #include "launcher/lm/decode_subject.h"
 #include "launcher/lm/method.h"
 #include "launcher/output_file.h"
 #include "launcher/problem_flags.h"
 #include "launcher/progress.h"
-#include "launcher/table.h"
 
 namespace tessera::launcher {
 namespace {
@@ -35,21 +32,6 @@ struct Flags {
   ExecutionFlags execution;
 };
 
-// One row: the median step, by its slowest rank; and what caches hold.
-struct Row {
-  std::string method;
-  int ranks = 1;
-  bool approximate = false;
-  std::string kernel;
-  DecodeCost slowest;                                       // of the median step
-  int64_t bytes_received = 0;                               // all ranks
-  double attention_flops = 0;                               // all ranks
-  double read_bytes_per_second = 0;                         // of the slowest rank while it attends
-  std::vector<int64_t> cache_bytes_per_token, cache_bytes;  // per rank
-  std::optional<double> error;
-  bool accurate = true;
-};
-
 double RelativeError(const std::vector<float>& result, const std::vector<double>& truth) {
   double difference = 0, norm = 0;
   for (size_t i = 0; i < truth.size(); ++i) {
@@ -59,9 +41,28 @@ double RelativeError(const std::vector<float>& result, const std::vector<double>
   return std::sqrt(difference / norm);
 }
 
+// The step as the price model sees it.
+DecodeProblem PricedProblem(const DecodeLoad& load) {
+  DecodeProblem problem = LayerProblem(load.shape);
+  if (!load.shape.is_mla()) problem.hidden = 0;  // attention alone is measured
+  problem.context_tokens = load.context_tokens;
+  problem.batch = load.batch;
+  problem.query_tokens = load.query_tokens;
+  problem.dtype = load.dtype;
+  return problem;
+}
+
+// Received over all ranks; nothing where the price model refuses the step.
+std::optional<int64_t> PredictedBytes(const DecodeLoad& load, const Method& method, int ranks) {
+  const StatusOr<DecodePrice> price =
+      PriceDecode(PricedProblem(load), method.method, ranks, method.groups, MachineModel());
+  if (!price.ok()) return std::nullopt;
+  return price->exchange_bytes + price->slice_bytes + price->all_reduce_bytes;
+}
+
 // Collective.
-StatusOr<Row> Measure(Communicator& comm, const DecodeLoad& load, const Method& method, const RandomMlaWeights* weights,
-                      const std::vector<double>& truth, int repeats) {
+StatusOr<DecodeRow> Measure(Communicator& comm, const DecodeLoad& load, const Method& method,
+                            const RandomMlaWeights* weights, const std::vector<double>& truth, int repeats) {
   StatusOr<std::unique_ptr<DecodeSubject>> subject = MakeDecodeSubject(comm, load, method, weights);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm, subject.status(), "preparing " + method.ToString()));
   std::vector<std::vector<DecodeCost>> steps;
@@ -76,12 +77,13 @@ StatusOr<Row> Measure(Communicator& comm, const DecodeLoad& load, const Method& 
   };
   std::ranges::sort(steps, {}, [&](const auto& ranks) { return slowest(ranks).seconds; });
   const std::vector<DecodeCost>& median = steps[steps.size() / 2];
-  Row row;
+  DecodeRow row;
   row.method = method.ToString();
   row.ranks = comm.size();
   row.approximate = !method.exact && method.method == DecodeMethod::kTpla && method.groups > 1;
   row.kernel = (*subject)->kernel_name();
   row.slowest = slowest(median);
+  row.bytes_predicted = PredictedBytes(load, method, comm.size());
   for (const DecodeCost& cost : median) {
     row.bytes_received += cost.bytes_received;
     row.attention_flops += cost.attention_flops;
@@ -96,97 +98,8 @@ StatusOr<Row> Measure(Communicator& comm, const DecodeLoad& load, const Method& 
   return row;
 }
 
-class Report {
- public:
-  // `device`: the GPU of rank 0; empty = CPU.
-  Report(const DecodeLoad& load, std::string device) : load_(load), device_(std::move(device)) {}
-
-  void Add(const Row& row) {
-    if (row.method == "head" && row.ranks > 1) head_seconds_ = row.slowest.seconds;
-    const DecodeCost& cost = row.slowest;
-    const bool mla = load_.shape.is_mla(), split = cost.split_known;
-    table_.Add({row.method, absl::StrCat(row.ranks), FormatSeconds(cost.seconds),
-                absl::StrFormat("%.1f", static_cast<double>(load_.rows()) / cost.seconds),
-                head_seconds_ > 0 && row.ranks > 1 ? absl::StrFormat("%.2fx", head_seconds_ / cost.seconds) : "-",
-                split ? FormatSeconds(cost.attention_seconds) : "-",
-                mla && split ? FormatSeconds(cost.projection_seconds) : "-",
-                mla && split ? FormatSeconds(cost.slice_seconds + cost.all_reduce_seconds) : "-",
-                absl::StrCat(*std::ranges::max_element(row.cache_bytes_per_token)),
-                FormatBytes(static_cast<double>(*std::ranges::max_element(row.cache_bytes))),
-                absl::StrCat(row.bytes_received),
-                split ? absl::StrFormat("%.1f", row.read_bytes_per_second * 1e-9) : "-",
-                split ? absl::StrFormat("%.3f", row.attention_flops / cost.attention_seconds * 1e-12) : "-",
-                row.error ? FormatError(*row.error) : "-", Check(row)});
-    records_ += ToJson(row).dump() + "\n";
-  }
-  void AddRefusal(const std::string& method, const Status& why) {
-    table_.Add({method, "refused: " + std::string(why.message())});
-  }
-  void Print() const {
-    if (!table_.empty()) std::fputs(table_.ToString().c_str(), stdout);
-    std::fflush(stdout);
-  }
-  const std::string& records() const { return records_; }
-
- private:
-  static std::string Check(const Row& row) {
-    if (!row.error) return "not verified";
-    if (row.approximate) return "approximate";
-    return row.accurate ? "ok" : "WRONG";
-  }
-  nlohmann::ordered_json ToJson(const Row& row) const {
-    const auto part = [&](double seconds) {
-      return row.slowest.split_known ? nlohmann::ordered_json(seconds) : nlohmann::ordered_json();
-    };
-    return {{"schema", "tessera-decode-1"},
-            {"revision", kRevision},
-            {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
-            {"device", device_.empty() ? "cpu" : device_},
-            {"model", load_.shape.name},
-            {"context", load_.context_tokens},
-            {"batch", load_.batch},
-            {"query_tokens", load_.query_tokens},
-            {"dtype", std::string(Name(load_.dtype))},
-            {"method", row.method},
-            {"ranks", row.ranks},
-            {"threads_per_rank", load_.threads},
-            {"implementation", row.kernel},
-            {"seconds", row.slowest.seconds},
-            {"attention_seconds", part(row.slowest.attention_seconds)},
-            {"projection_seconds", part(row.slowest.projection_seconds)},
-            {"slice_seconds", part(row.slowest.slice_seconds)},
-            {"all_reduce_seconds", part(row.slowest.all_reduce_seconds)},
-            {"attention_flops", row.attention_flops},
-            {"cache_bytes_per_token_layer", row.cache_bytes_per_token},
-            {"cache_bytes", row.cache_bytes},
-            {"bytes_received", row.bytes_received},
-            {"error", row.error ? nlohmann::ordered_json(*row.error) : nlohmann::ordered_json()},
-            {"approximate", row.approximate},
-            {"ok", row.accurate}};
-  }
-
-  const DecodeLoad& load_;
-  const std::string device_;
-  double head_seconds_ = 0;
-  Table table_{{"method", "ranks", "step", "tokens/s", "vs head", "attention", "projections", "sums",
-                "cache B/token/layer", "cache per rank", "bytes moved", "GB/s", "TFLOP/s", "rel error", "check"}};
-  std::string records_;
-};
-
-// The step as the price model sees it.
-DecodeProblem PricedProblem(const DecodeShape& shape, const Flags& flags) {
-  DecodeProblem problem = LayerProblem(shape);
-  if (!shape.is_mla()) problem.hidden = 0;  // attention alone is measured
-  problem.context_tokens = flags.context;
-  problem.batch = flags.batch;
-  problem.query_tokens = flags.query_tokens;
-  problem.dtype = *ParseDType(flags.dtype);
-  return problem;
-}
-
-StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, const DecodeShape& shape, int ranks) {
-  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods,
-                           ResolveMethods(flags.methods, PricedProblem(shape, flags), ranks));
+StatusOr<std::vector<Method>> MethodsOf(const MethodFlags& flags, const DecodeLoad& load, int ranks) {
+  TESSERA_ASSIGN_OR_RETURN(std::vector<Method> methods, ResolveMethods(flags, PricedProblem(load), ranks));
   std::erase_if(methods, [](const Method& method) { return method.exact; });
   return methods;
 }
@@ -194,18 +107,8 @@ StatusOr<std::vector<Method>> MethodsOf(const Flags& flags, const DecodeShape& s
 StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
   Communicator& world = *context.world;
   Progress progress(context.root());
-  StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
-  if (shape.ok() && !shape->is_mla() && flags.execution.device == Device::kCuda) {
-    shape = absl::InvalidArgumentError("--model " + flags.model + ": --device cuda decodes latent attention only");
-  }
+  const StatusOr<DecodeShape> shape = ParseDecodeShape(flags.model);
   TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, shape.status(), "checking --model"));
-  const StatusOr<std::vector<Method>> methods = MethodsOf(flags, *shape, world.size());
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "checking --method"));
-  Status writable;
-  if (context.root() && !flags.json.empty()) writable = SafetensorsWriter::CheckWritable(flags.json);
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, writable, "checking the record file"));
-  const StatusOr<std::string> device = NameOf(world, flags.execution.device);
-  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, device.status(), "checking --device"));
   DecodeLoad load;
   load.device = flags.execution.device;
   load.shape = *shape;
@@ -216,6 +119,13 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
   load.seed = flags.seed;
   load.kernel = context.Kernel(flags.execution.kernel);
   load.threads = context.Threads(flags.execution.threads);
+  const StatusOr<std::vector<Method>> methods = MethodsOf(flags.methods, load, world.size());
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, methods.status(), "checking --method"));
+  Status writable;
+  if (context.root() && !flags.json.empty()) writable = SafetensorsWriter::CheckWritable(flags.json);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, writable, "checking the record file"));
+  const StatusOr<std::string> device = NameOf(world, flags.execution.device);
+  TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, device.status(), "checking --device"));
   progress.Say("making weights");
   std::optional<RandomMlaWeights> weights;
   if (shape->is_mla()) weights.emplace(shape->mla(), flags.seed);
@@ -236,27 +146,29 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
                 world.size(), load.threads, flags.repeats);
   }
   if (context.root() && !device->empty()) std::printf("computed on: %s\n", device->c_str());
-  Report report(load, *device);
+  DecodeReport report(load, *device);
   const absl::Cleanup print = [&] {
     if (context.root()) report.Print();
   };
+  bool passed = true;
   // One rank alone: what the others are compared with, and the plain error.
-  double plain_error = 0;
+  std::optional<double> plain_error;
   if (world.size() > 1) {
     progress.Say("running one rank");
     const bool member = world.rank() == 0;
     TESSERA_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> alone, world.Split(member ? 0 : -1, 0));
     if (member) {
-      const StatusOr<Row> row = Measure(*alone, load, Method{}, weights_or_null, truth, flags.repeats);
+      StatusOr<DecodeRow> row = Measure(*alone, load, Method{}, weights_or_null, truth, flags.repeats);
       status = row.ok() ? absl::OkStatus() : Status(row.status().code(), row.status().message());
       if (row.ok()) {
-        plain_error = row->error.value_or(0);
+        plain_error = row->error;
+        row->accurate = Accurate(*row, load.dtype, std::nullopt);
+        passed = row->ok();
         report.Add(*row);
       }
     }
     TESSERA_RETURN_IF_ERROR(AgreeOnStatus(world, status, "running one rank"));
   }
-  bool passed = true;
   for (const Method& method : *methods) {
     progress.Say("running " + method.ToString());
     if (!shape->is_mla() && method.method == DecodeMethod::kTpla) {
@@ -264,17 +176,15 @@ StatusOr<bool> RunDecodeBench(const Flags& flags, const Context& context) {
                         absl::InvalidArgumentError("tpla shards a latent cache; " + shape->name + " has none"));
       continue;
     }
-    StatusOr<Row> row = Measure(world, load, method, weights_or_null, truth, flags.repeats);
+    StatusOr<DecodeRow> row = Measure(world, load, method, weights_or_null, truth, flags.repeats);
     if (!row.ok() && IsAgreed(row.status())) {
       report.AddRefusal(method.ToString(), row.status());
       passed = false;
       continue;
     }
     TESSERA_RETURN_IF_ERROR(row.status());
-    if (row->error && !row->approximate && plain_error > 0) {
-      row->accurate = *row->error <= 2 * plain_error + 1e-7 && std::isfinite(*row->error);
-    }
-    passed = passed && row->accurate;
+    row->accurate = Accurate(*row, load.dtype, plain_error);
+    passed = passed && row->ok();
     report.Add(*row);
   }
   if (context.root() && !flags.json.empty()) status = WriteAside(flags.json, report.records());

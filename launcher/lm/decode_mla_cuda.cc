@@ -1,15 +1,10 @@
 // One layer of latent attention with its projections, decoded by one method on GPUs, one per rank.
-#include <algorithm>
 #include <chrono>
-#include <optional>
 
 #include "collectives/agreement.h"
-#include "collectives/nccl/communicator.h"
-#include "kernels/cuda/row_ops.h"
+#include "launcher/lm/decode_gpu.h"
 #include "launcher/lm/decode_subject_parts.h"
 #include "runtime/base/elapsed.h"
-#include "runtime/device/cuda/buffer.h"
-#include "runtime/device/cuda/stream.h"
 #include "runtime/latent/cuda/mla_decoder.h"
 
 namespace tessera::launcher {
@@ -25,13 +20,9 @@ class CudaMlaSubject : public DecodeSubject {
   }
 
   Status Prepare(const RandomMlaWeights& weights) {
-    TESSERA_ASSIGN_OR_RETURN(device_, OpenDeviceOfRank(comm_));
-    TESSERA_ASSIGN_OR_RETURN(data_, MakeNcclCommunicator(comm_, *device_));
-    StatusOr<CudaStream> stream = CudaStream::Create(*device_);
-    TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, stream.status(), "creating a stream"));
-    stream_ = *std::move(stream);
-    TESSERA_ASSIGN_OR_RETURN(
-        decoder_, CudaMlaDecoder::Create(comm_, *data_, *device_, load_.shape.mla(), options_, stream_.handle()));
+    TESSERA_ASSIGN_OR_RETURN(gpu_, DecodeGpu::Open(comm_));
+    TESSERA_ASSIGN_OR_RETURN(decoder_, CudaMlaDecoder::Create(comm_, *gpu_->data, gpu_->device, load_.shape.mla(),
+                                                              options_, gpu_->stream.handle()));
     return AgreeOnStatus(comm_, Fill(weights), "filling the cache");
   }
 
@@ -39,9 +30,9 @@ class CudaMlaSubject : public DecodeSubject {
     std::vector<StepTokens> step;
     for (SequenceId sequence : sequences_) step.push_back({sequence, load_.query_tokens});
     TESSERA_RETURN_IF_ERROR(AgreeOnStatus(comm_, decoder_->BeginStep(step), "starting a decode step"));
-    TESSERA_RETURN_IF_ERROR(stream_.Synchronize("the tables of the step"));
+    TESSERA_RETURN_IF_ERROR(gpu_->stream.Synchronize("the tables of the step"));
     TESSERA_RETURN_IF_ERROR(WaitForAll(comm_));
-    data_->ResetTraffic();
+    gpu_->data->ResetTraffic();
     const auto start = std::chrono::steady_clock::now();
     TESSERA_RETURN_IF_ERROR(
         decoder_->Attend(0, reinterpret_cast<const float*>(hidden_.data()), reinterpret_cast<float*>(out_.data())));
@@ -49,7 +40,7 @@ class CudaMlaSubject : public DecodeSubject {
     DecodeCost cost;
     cost.seconds = SecondsSince(start);
     cost.split_known = false;
-    cost.bytes_received = data_->traffic().bytes_received;
+    cost.bytes_received = gpu_->data->traffic().bytes_received;
     cost.cache_bytes_read = cache_bytes();
     cost.attention_flops = MlaAttentionFlops(load_, options_.decoder, decoder_->sharding(), comm_.rank(), local_rows_);
     for (SequenceId sequence : sequences_) {
@@ -61,9 +52,7 @@ class CudaMlaSubject : public DecodeSubject {
   StatusOr<std::vector<float>> Result() override {
     if (comm_.rank() != 0) return std::vector<float>();
     std::vector<float> result(load_.query_tokens * load_.shape.mla().hidden);
-    TESSERA_RETURN_IF_ERROR(
-        CopyAsync(result.data(), out_.data(), static_cast<int64_t>(result.size() * sizeof(float)), stream_.handle()));
-    TESSERA_RETURN_IF_ERROR(stream_.Synchronize("copying the result from the GPU"));
+    TESSERA_RETURN_IF_ERROR(gpu_->Fetch(result.data(), out_, static_cast<int64_t>(result.size() * sizeof(float))));
     return result;
   }
   int64_t cache_bytes_per_token() const override { return decoder_->cache().bytes_per_token_layer(); }
@@ -71,18 +60,12 @@ class CudaMlaSubject : public DecodeSubject {
   std::string_view kernel_name() const override { return decoder_->kernel_name(); }
 
  private:
-  StatusOr<DeviceBuffer> Allocate(int64_t bytes, std::string_view what) const {
-    return DeviceBuffer::Allocate(*device_, bytes, what, stream_.handle());
-  }
-
   Status Fill(const RandomMlaWeights& weights) {
     TESSERA_RETURN_IF_ERROR(decoder_->AddLayer(weights.view()));
     const std::vector<float> hidden = MlaStepInput(load_);
     const auto bytes = static_cast<int64_t>(hidden.size() * sizeof(float));
-    TESSERA_ASSIGN_OR_RETURN(hidden_, Allocate(bytes, "the step's input"));
-    TESSERA_ASSIGN_OR_RETURN(out_, Allocate(bytes, "the step's output"));
-    TESSERA_RETURN_IF_ERROR(CopyAsync(hidden_.data(), hidden.data(), bytes, stream_.handle()));
-    TESSERA_RETURN_IF_ERROR(stream_.Synchronize("copying the step's input to the GPU"));
+    TESSERA_ASSIGN_OR_RETURN(hidden_, gpu_->Upload(hidden.data(), bytes, "the step's input"));
+    TESSERA_ASSIGN_OR_RETURN(out_, gpu_->Allocate(bytes, "the step's output"));
     local_rows_ = decoder_->sharding().LocalRows(comm_.rank(), load_.context_tokens);
     for (int64_t sequence = 0; sequence < load_.batch; ++sequence) {
       sequences_.push_back(decoder_->Start());
@@ -96,20 +79,8 @@ class CudaMlaSubject : public DecodeSubject {
     const SequenceId local = decoder_->LocalSequence(sequences_[sequence]);
     const CacheGrowth growth{local, local_rows_};
     TESSERA_RETURN_IF_ERROR(cache.Append({&growth, 1}));
-    const auto store = [&](int64_t first, const TensorView& rows) -> Status {
-      std::vector<cuda::CacheSlot> slots;
-      for (int64_t i = 0; i < rows.rows; ++i) slots.push_back(cache.SlotOf(local, first + i));
-      const auto slot_bytes = static_cast<int64_t>(slots.size() * sizeof(cuda::CacheSlot));
-      TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer device_rows, Allocate(rows.bytes(), "rows of the context"));
-      TESSERA_ASSIGN_OR_RETURN(const DeviceBuffer device_slots, Allocate(slot_bytes, "places of the context"));
-      TESSERA_RETURN_IF_ERROR(CopyAsync(device_rows.data(), rows.data, rows.bytes(), stream_.handle()));
-      TESSERA_RETURN_IF_ERROR(CopyAsync(device_slots.data(), slots.data(), slot_bytes, stream_.handle()));
-      TensorView view = rows;
-      view.data = device_rows.data();
-      view.space = MemorySpace::kDevice;
-      TESSERA_RETURN_IF_ERROR(cuda::AppendToCache(view, reinterpret_cast<const cuda::CacheSlot*>(device_slots.data()),
-                                                  cache.layer(0), cuda::CachePart::kKeys, stream_.handle()));
-      return stream_.Synchronize("filling the cache");
+    const auto store = [&](int64_t first, const TensorView& rows) {
+      return gpu_->StoreRows(cache, local, first, cuda::CachePart::kKeys, rows);
     };
     TESSERA_RETURN_IF_ERROR(ForEachMlaRows(load_, sequence, decoder_->sharding(), comm_.rank(), store));
     return decoder_->Adopt(sequences_[sequence], load_.context_tokens);
@@ -118,9 +89,7 @@ class CudaMlaSubject : public DecodeSubject {
   Communicator& comm_;
   const DecodeLoad& load_;
   CudaMlaDecoderOptions options_;
-  std::optional<CudaDevice> device_;
-  CudaStream stream_;  // goes after what has memory of it
-  std::unique_ptr<StreamCommunicator> data_;
+  std::unique_ptr<DecodeGpu> gpu_;  // goes after what has memory of its stream
   std::unique_ptr<CudaMlaDecoder> decoder_;
   DeviceBuffer hidden_, out_;  // [rows, D] fp32
   std::vector<SequenceId> sequences_;

@@ -88,7 +88,7 @@ StatusOr<std::unique_ptr<DecodeSubject>> MakeDecodeSubject(Communicator& comm, c
   if (method.method == DecodeMethod::kTpla) {
     return absl::InvalidArgumentError("tpla shards a latent cache; " + load.shape.name + " has none");
   }
-  return MakeGqaSubject(comm, load, method);
+  return load.device == Device::kCuda ? MakeCudaGqaSubject(comm, load, method) : MakeGqaSubject(comm, load, method);
 }
 
 }  // namespace tessera::launcher

@@ -53,5 +53,7 @@ StatusOr<std::unique_ptr<DecodeSubject>> MakeGqaSubject(Communicator& comm, cons
 // On GPUs. FailedPrecondition says which driver or GPU is missing; Unimplemented when this build has no CUDA.
 StatusOr<std::unique_ptr<DecodeSubject>> MakeCudaMlaSubject(Communicator& comm, const DecodeLoad& load,
                                                             const Method& method, const RandomMlaWeights& weights);
+StatusOr<std::unique_ptr<DecodeSubject>> MakeCudaGqaSubject(Communicator& comm, const DecodeLoad& load,
+                                                            const Method& method);
 
 }  // namespace tessera::launcher

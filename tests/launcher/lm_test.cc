@@ -161,6 +161,7 @@ TEST_F(LmTest, BenchDecodeChecksEveryMethod) {
     EXPECT_EQ(record["ranks"], i == 0 ? 1 : 2);
     EXPECT_EQ(record["ok"], true) << record;
     EXPECT_EQ(record["approximate"], i == 2);
+    EXPECT_EQ(record["bytes_predicted"], record["bytes_received"]);
     EXPECT_EQ(record["cache_bytes_per_token_layer"], std::vector<int64_t>(i == 0 ? 1 : 2, (i == 2 ? 8 + 4 : 20) * 2));
     EXPECT_GT(record["seconds"], 0);
     if (i != 2) {
@@ -172,6 +173,7 @@ TEST_F(LmTest, BenchDecodeChecksEveryMethod) {
   for (const auto& record : records) {
     EXPECT_EQ(record["ok"], true) << record;
     EXPECT_LT(record["error"], 1e-5) << record;
+    EXPECT_EQ(record["bytes_predicted"], record["bytes_received"]);
     EXPECT_NE(record["method"], "tpla g=2 mu=one norm=exact");
   }
   // On one rank there is nobody to compare with but fp64.
