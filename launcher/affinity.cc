@@ -3,7 +3,6 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <bit>
 #include <vector>
 
 #include "launcher/host.h"
@@ -20,14 +19,14 @@ CoreSet UsableCoreSet() {
 
 double CoreShare(std::span<const CoreSet> ranks, int rank) {
   const CoreSet& own = ranks[rank];
-  std::vector<int> users(own.bits.size() * 64);
+  std::vector<int> users(own.bits.size());
   for (const CoreSet& other : ranks) {
     if (other.host != own.host) continue;
-    for (size_t i = 0; i < users.size(); ++i) users[i] += static_cast<int>(other.bits[i / 64] >> i % 64 & 1);
+    for (size_t i = 0; i < users.size(); ++i) users[i] += other.bits[i] ? 1 : 0;
   }
   double share = 0;
   for (size_t i = 0; i < users.size(); ++i) {
-    if ((own.bits[i / 64] >> i % 64 & 1) != 0) share += 1.0 / users[i];
+    if (own.bits[i]) share += 1.0 / users[i];
   }
   return share;
 }
@@ -47,22 +46,18 @@ CoreMask Placement(std::span<const CoreSet> ranks, int rank, std::span<const Num
   }
   std::vector<CoreMask> parts;
   int64_t cores = 0;
-  const auto count = [](const CoreMask& mask) {
-    int64_t bits = 0;
-    for (const uint64_t word : mask) bits += std::popcount(word);
-    return bits;
-  };
+  const auto count = [](const CoreMask& mask) { return static_cast<int64_t>(mask.count()); };
   for (const NumaNode& node : nodes) {
-    parts.push_back(Both(node.cores, own.bits));
+    parts.push_back(node.cores & own.bits);
     cores += count(parts.back());
   }
   if (sharers < 2 || cores != count(own.bits)) return own.bits;
   const int64_t begin = place * cores / sharers, end = std::max(begin + 1, (place + 1) * cores / sharers);
-  CoreMask kept{};
+  CoreMask kept;
   int64_t first = 0;
   for (const CoreMask& part : parts) {
     const int64_t last = first + count(part);
-    for (size_t i = 0; i < kept.size() && first < end && begin < last; ++i) kept[i] |= part[i];
+    if (first < end && begin < last) kept |= part;
     first = last;
   }
   return kept;
@@ -71,8 +66,8 @@ CoreMask Placement(std::span<const CoreSet> ranks, int rank, std::span<const Num
 void KeepTo(const CoreMask& cores) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  for (size_t i = 0; i < cores.size() * 64 && i < CPU_SETSIZE; ++i) {
-    if ((cores[i / 64] >> i % 64 & 1) != 0) CPU_SET(i, &set);
+  for (size_t i = 0; i < cores.size() && i < CPU_SETSIZE; ++i) {
+    if (cores[i]) CPU_SET(i, &set);
   }
   (void)sched_setaffinity(0, sizeof set, &set);
 }

@@ -11,7 +11,7 @@ namespace tessera::launcher {
 // Trivially copyable, for exchange between ranks.
 struct CoreSet {
   uint64_t host = 0;  // a digest of the node's name
-  CoreMask bits{};
+  CoreMask bits;
 };
 
 // This process's affinity mask, as the batch system or mpirun has set it.

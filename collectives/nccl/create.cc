@@ -76,40 +76,28 @@ Status CheckFacts(const std::vector<Facts>& facts, bool may_share_gpu) {
 // RankSeen for the way between ranks.
 struct Surroundings {
   static constexpr int kMostGpus = 32;  // a node with more uses its first ones
-  using Bits = std::array<uint64_t, ProcessorSet().size() / 64>;
   uint64_t host = 0;
   int gpus = 0;
-  Bits processors{};
+  CoreMask processors;
   std::array<std::array<uint8_t, 16>, kMostGpus> uuids{};
-  std::array<Bits, kMostGpus> near{};
+  std::array<CoreMask, kMostGpus> near{};
 };
-
-Surroundings::Bits BitsOf(const ProcessorSet& set) {
-  Surroundings::Bits bits{};
-  for (size_t i = 0; i < set.size(); ++i) bits[i / 64] |= uint64_t{set[i]} << i % 64;
-  return bits;
-}
-ProcessorSet SetOf(const Surroundings::Bits& bits) {
-  ProcessorSet set;
-  for (size_t i = 0; i < set.size(); ++i) set[i] = (bits[i / 64] >> i % 64 & 1) != 0;
-  return set;
-}
 
 Surroundings Pack(const RankSeen& rank) {
   Surroundings packed;
   packed.host = HostIdentity();
-  packed.processors = BitsOf(rank.processors);
+  packed.processors = rank.processors;
   packed.gpus = static_cast<int>(std::min(rank.gpus.size(), packed.uuids.size()));
   for (int i = 0; i < packed.gpus; ++i) {
     packed.uuids[i] = rank.gpus[i].uuid;
-    packed.near[i] = BitsOf(rank.gpus[i].near);
+    packed.near[i] = rank.gpus[i].near;
   }
   return packed;
 }
 RankSeen Unpack(const Surroundings& packed) {
   RankSeen rank;
-  rank.processors = SetOf(packed.processors);
-  for (int i = 0; i < packed.gpus; ++i) rank.gpus.push_back({packed.uuids[i], SetOf(packed.near[i])});
+  rank.processors = packed.processors;
+  for (int i = 0; i < packed.gpus; ++i) rank.gpus.push_back({packed.uuids[i], packed.near[i]});
   return rank;
 }
 

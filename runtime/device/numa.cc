@@ -17,8 +17,7 @@ namespace {
 int TakeCore(std::string_view* text) {
   int core = -1;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), core);
-  constexpr int kCores = static_cast<int>(sizeof(CoreMask) * 8);
-  if (error != std::errc() || core < 0 || core >= kCores) return -1;
+  if (error != std::errc() || core < 0 || core >= static_cast<int>(CoreMask().size())) return -1;
   text->remove_prefix(static_cast<size_t>(end - text->data()));
   return core;
 }
@@ -26,7 +25,7 @@ int TakeCore(std::string_view* text) {
 }  // namespace
 
 StatusOr<CoreMask> ParseCoreList(std::string_view list) {
-  CoreMask mask{};
+  CoreMask mask;
   std::string_view left = list.substr(0, list.find_last_not_of("\n ") + 1);
   while (!left.empty()) {
     const int first = TakeCore(&left);
@@ -39,11 +38,24 @@ StatusOr<CoreMask> ParseCoreList(std::string_view list) {
     if (more) left.remove_prefix(1);
     if (first < 0 || last < first || left.empty() == more) {
       return absl::InvalidArgumentError(
-          absl::StrCat("\"", std::string(list), "\" is no list of cores below ", sizeof mask * 8, " such as 0-3,8"));
+          absl::StrCat("\"", std::string(list), "\" is no list of cores below ", mask.size(), " such as 0-3,8"));
     }
-    for (int core = first; core <= last; ++core) mask[core / 64] |= uint64_t{1} << core % 64;
+    for (int core = first; core <= last; ++core) mask.set(core);
   }
   return mask;
+}
+
+std::string ToString(const CoreMask& cores) {
+  std::string text;
+  for (size_t begin = 0; begin < cores.size(); ++begin) {
+    if (!cores[begin]) continue;
+    size_t last = begin;
+    while (last + 1 < cores.size() && cores[last + 1]) ++last;
+    absl::StrAppend(&text, text.empty() ? "" : ",", begin);
+    if (last > begin) absl::StrAppend(&text, "-", last);
+    begin = last;
+  }
+  return text;
 }
 
 std::vector<NumaNode> ReadNumaNodes(const std::string& folder) {
@@ -60,26 +72,24 @@ std::vector<NumaNode> ReadNumaNodes(const std::string& folder) {
     const StatusOr<CoreMask> cores = ParseCoreList(list);
     if (!cores.ok()) return {};
     node.cores = *cores;
-    if (!Empty(node.cores)) nodes.push_back(node);
+    if (node.cores.any()) nodes.push_back(node);
   }
   std::ranges::sort(nodes, {}, &NumaNode::id);
   return nodes;
 }
 
 CoreMask CoresOfThisThread() {
-  CoreMask mask{};
+  CoreMask mask;
   cpu_set_t cores;
   if (sched_getaffinity(0, sizeof cores, &cores) != 0) return mask;
-  for (size_t i = 0; i < mask.size() * 64 && i < CPU_SETSIZE; ++i) {
-    if (CPU_ISSET(i, &cores)) mask[i / 64] |= uint64_t{1} << i % 64;
-  }
+  for (size_t i = 0; i < mask.size() && i < CPU_SETSIZE; ++i) mask[i] = CPU_ISSET(i, &cores) != 0;
   return mask;
 }
 
 uint64_t NodesToInterleave(std::span<const NumaNode> nodes, const CoreMask& cores) {
   uint64_t met = 0;
   for (const NumaNode& node : nodes) {
-    if (node.id < 64 && !Empty(Both(node.cores, cores))) met |= uint64_t{1} << node.id;
+    if (node.id < 64 && (node.cores & cores).any()) met |= uint64_t{1} << node.id;
   }
   return (met & (met - 1)) == 0 ? 0 : met;
 }

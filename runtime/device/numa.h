@@ -2,7 +2,7 @@
 // and a policy is one system call.
 #pragma once
 
-#include <array>
+#include <bitset>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -13,25 +13,17 @@
 
 namespace tessera {
 
-// One bit per processor of the machine; those beyond the 1,024 of cpu_set_t are not counted.
-using CoreMask = std::array<uint64_t, 16>;
-
-inline CoreMask Both(const CoreMask& a, const CoreMask& b) {
-  CoreMask both;
-  for (size_t i = 0; i < both.size(); ++i) both[i] = a[i] & b[i];
-  return both;
-}
-inline bool Empty(const CoreMask& mask) {
-  return mask == CoreMask{};
-}
+// Logical processors of the machine by the system's numbers; those beyond the 1,024 of cpu_set_t are not counted.
+using CoreMask = std::bitset<1024>;
 
 struct NumaNode {
   int id = 0;  // the system's number
-  CoreMask cores{};
+  CoreMask cores;
 };
 
 // "0-3,8,10-11". InvalidArgument for anything else; an empty list is no core.
 StatusOr<CoreMask> ParseCoreList(std::string_view list);
+std::string ToString(const CoreMask& cores);  // as such a list
 
 // The nodes with cores, by number, of `folder`, which is laid out as /sys/devices/system/node; none when it cannot be
 // read or understood.

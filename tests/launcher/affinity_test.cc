@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <thread>
 #include <vector>
 
@@ -15,7 +14,7 @@ namespace {
 CoreSet Cores(uint64_t host, int begin, int end) {
   CoreSet set;
   set.host = host;
-  for (int i = begin; i < end; ++i) set.bits[i / 64] |= uint64_t{1} << i % 64;
+  for (int i = begin; i < end; ++i) set.bits.set(i);
   return set;
 }
 
@@ -53,18 +52,13 @@ TEST(CoreShare, IsAtLeastOneThread) {
 
 TEST(CoreShare, OfThisProcessAloneIsWhatItMayUse) {
   const CoreSet own = UsableCoreSet();
-  int cores = 0;
-  for (const uint64_t word : own.bits) cores += std::popcount(word);
-  EXPECT_EQ(cores, UsableCores());
+  EXPECT_EQ(static_cast<int>(own.bits.count()), UsableCores());
   EXPECT_EQ(ThreadsOfShare(CoreShare({&own, 1}, 0)), UsableCores());
 }
 
 // Two NUMA nodes of four cores, numbered as machines do: hyperthreads of node 0 behind the cores of node 1.
 std::vector<NumaNode> TwoNodes() {
-  CoreMask even = Cores(1, 0, 2).bits, odd = Cores(1, 2, 4).bits;
-  even[0] |= 0x30;
-  odd[0] |= 0xc0;
-  return {{0, even}, {1, odd}};
+  return {{0, Cores(1, 0, 2).bits | Cores(1, 4, 6).bits}, {1, Cores(1, 2, 4).bits | Cores(1, 6, 8).bits}};
 }
 
 TEST(Placement, UnboundRanksDivideTheNumaNodes) {
@@ -107,8 +101,8 @@ TEST(Placement, NothingChangesWhereNumaNodesAreNotKnown) {
 
 TEST(KeepTo, HoldsForThreadsStartedLater) {
   const CoreMask all = CoresOfThisThread();
-  CoreMask one{};
-  for (size_t i = 0; i < one.size() && Empty(one); ++i) one[i] = all[i] & -all[i];
+  CoreMask one;
+  for (size_t i = 0; i < one.size() && one.none(); ++i) one[i] = all[i];
   std::thread([&] {
     KeepTo(one);
     std::thread([&] { EXPECT_EQ(CoresOfThisThread(), one); }).join();

@@ -12,7 +12,7 @@ constexpr int64_t kUnseen = int64_t{1} << 40;
 constexpr int64_t kFar = int64_t{1} << 20;  // more than all preferences of order together
 
 // Parts per thousand of the rank's processors that are not near the GPU.
-int64_t FarShare(const ProcessorSet& processors, const ProcessorSet& near) {
+int64_t FarShare(const CoreMask& processors, const CoreMask& near) {
   const auto count = static_cast<int64_t>(processors.count());
   return count == 0 ? 0 : 1000 * static_cast<int64_t>((processors & ~near).count()) / count;
 }
@@ -71,12 +71,12 @@ std::vector<int> LeastCost(const std::vector<std::vector<int64_t>>& cost) {
 StatusOr<RankSeen> SeenFromHere() {
   TESSERA_ASSIGN_OR_RETURN(const int devices, CudaDevice::Count());
   RankSeen seen;
-  seen.processors = UsableProcessors();
+  seen.processors = CoresOfThisThread();
   const StatusOr<NodeTopology> topology = NodeTopology::OfThisNode();
   for (int i = 0; i < devices; ++i) {
     TESSERA_ASSIGN_OR_RETURN(const CudaDevice::Identity gpu, CudaDevice::Identify(i));
     // Without a topology every GPU is as near as any other.
-    seen.gpus.push_back({gpu.uuid, topology.ok() ? topology->ProcessorsNear(gpu.pci_bus_id) : ProcessorSet().set()});
+    seen.gpus.push_back({gpu.uuid, topology.ok() ? topology->ProcessorsNear(gpu.pci_bus_id) : CoreMask().set()});
   }
   return seen;
 }

@@ -13,13 +13,13 @@ namespace tessera {
 
 struct GpuSeen {
   std::array<uint8_t, 16> uuid{};
-  ProcessorSet near;  // processors of its NUMA node
+  CoreMask near;  // processors of its NUMA node
 };
 
 // A rank of the node: where it may run, and the GPUs that CUDA shows to it, by CUDA's numbers. Ranks may see different
 // ones (Slurm's --gpus-per-task, CUDA_VISIBLE_DEVICES).
 struct RankSeen {
-  ProcessorSet processors;
+  CoreMask processors;
   std::vector<GpuSeen> gpus;
 };
 

@@ -1,7 +1,6 @@
 #include "runtime/device/cuda/topology.h"
 
 #include <hwloc.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <tuple>
@@ -10,8 +9,8 @@
 namespace tessera {
 namespace {
 
-ProcessorSet SetOf(hwloc_const_bitmap_t bitmap) {
-  ProcessorSet set;
+CoreMask SetOf(hwloc_const_bitmap_t bitmap) {
+  CoreMask set;
   if (bitmap == nullptr) return set;
   for (int i = hwloc_bitmap_first(bitmap); i >= 0 && i < static_cast<int>(set.size());
        i = hwloc_bitmap_next(bitmap, i)) {
@@ -97,11 +96,11 @@ StatusOr<NodeTopology> NodeTopology::FromXml(const std::string& path) {
   return Load(std::move(handle));
 }
 
-ProcessorSet NodeTopology::ProcessorsNear(const std::string& pci_bus_id) const {
-  const ProcessorSet all = SetOf(hwloc_topology_get_topology_cpuset(handle_.get()));
+CoreMask NodeTopology::ProcessorsNear(const std::string& pci_bus_id) const {
+  const CoreMask all = SetOf(hwloc_topology_get_topology_cpuset(handle_.get()));
   const hwloc_obj_t device = hwloc_get_pcidev_by_busidstring(handle_.get(), pci_bus_id.c_str());
   if (device == nullptr) return all;
-  const ProcessorSet near = SetOf(hwloc_get_non_io_ancestor_obj(handle_.get(), device)->cpuset);
+  const CoreMask near = SetOf(hwloc_get_non_io_ancestor_obj(handle_.get(), device)->cpuset);
   return near.any() ? near : all;
 }
 
@@ -125,29 +124,6 @@ std::vector<NetworkCard> NodeTopology::NetworksNear(const std::string& pci_bus_i
     return std::tie(a.distance, a.name) < std::tie(b.distance, b.name);
   });
   return cards;
-}
-
-std::string ToString(const ProcessorSet& set) {
-  std::string text;
-  for (size_t begin = 0; begin < set.size(); ++begin) {
-    if (!set[begin]) continue;
-    size_t last = begin;
-    while (last + 1 < set.size() && set[last + 1]) ++last;
-    absl::StrAppend(&text, text.empty() ? "" : ",", begin);
-    if (last > begin) absl::StrAppend(&text, "-", last);
-    begin = last;
-  }
-  return text;
-}
-
-ProcessorSet UsableProcessors() {
-  ProcessorSet set;
-  cpu_set_t usable;
-  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return set;
-  for (size_t i = 0; i < set.size() && i < CPU_SETSIZE; ++i) {
-    if (CPU_ISSET(i, &usable)) set.set(i);
-  }
-  return set;
 }
 
 }  // namespace tessera

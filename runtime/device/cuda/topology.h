@@ -1,20 +1,17 @@
 // How near the GPUs, network cards and processors of a node are to each other, as hwloc sees it.
 #pragma once
 
-#include <bitset>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "runtime/base/status.h"
+#include "runtime/device/numa.h"
 
 struct hwloc_topology;
 
 namespace tessera {
-
-// Logical processors of a node by the operating system's numbers, as many as cpu_set_t holds.
-using ProcessorSet = std::bitset<1024>;
 
 // What the path between two devices crosses, nearest first; the names in brackets are those of `nvidia-smi topo`.
 enum class PciDistance {
@@ -40,7 +37,7 @@ class NodeTopology {
 
   // Processors of the NUMA node that a PCI device ("0000:01:00.0") hangs on; all of the node's for a device that hwloc
   // does not know.
-  ProcessorSet ProcessorsNear(const std::string& pci_bus_id) const;
+  CoreMask ProcessorsNear(const std::string& pci_bus_id) const;
   // The node's network cards on PCI, nearest to the device first, by name among equals. None for a device that hwloc
   // does not know.
   std::vector<NetworkCard> NetworksNear(const std::string& pci_bus_id) const;
@@ -55,10 +52,5 @@ class NodeTopology {
 
   Handle handle_;
 };
-
-std::string ToString(const ProcessorSet& set);  // "0-31,64-95"
-
-// Processors that the calling thread may run on.
-ProcessorSet UsableProcessors();
 
 }  // namespace tessera

@@ -15,8 +15,8 @@ namespace {
 
 using ::testing::ElementsAre;
 
-ProcessorSet Processors(std::initializer_list<int> numbers) {
-  ProcessorSet set;
+CoreMask Processors(std::initializer_list<int> numbers) {
+  CoreMask set;
   for (const int number : numbers) set.set(number);
   return set;
 }
@@ -53,13 +53,7 @@ TEST(NodeTopology, RefusesAFileThatIsNone) {
 TEST(NodeTopology, OfThisNodeHasTheProcessorsOfThisProcess) {
   const StatusOr<NodeTopology> topology = NodeTopology::OfThisNode();
   ASSERT_TRUE(topology.ok()) << topology.status();
-  EXPECT_EQ(UsableProcessors() & ~topology->ProcessorsNear("none"), ProcessorSet());
-}
-
-TEST(ProcessorSets, AreWrittenAsRanges) {
-  EXPECT_EQ(ToString(Processors({})), "");
-  EXPECT_EQ(ToString(Processors({3})), "3");
-  EXPECT_EQ(ToString(Processors({0, 1, 2, 64, 1022, 1023})), "0-2,64,1022-1023");
+  EXPECT_EQ(CoresOfThisThread() & ~topology->ProcessorsNear("none"), CoreMask());
 }
 
 // GPUs 0 and 1 are near processors 0 to 3, GPUs 2 and 3 near 4 to 7.
@@ -87,13 +81,13 @@ TEST(PlaceRanks, BoundRanksTakeTheGpusNearThem) {
 }
 
 TEST(PlaceRanks, RanksThatSeeOneGpuEachTakeIt) {
-  const ProcessorSet any = Processors({0});
+  const CoreMask any = Processors({0});
   const std::vector<RankSeen> ranks = {{any, {Gpu(3)}}, {any, {Gpu(0)}}, {any, {Gpu(2)}}};
   EXPECT_THAT(PlaceRanks(ranks).value(), ElementsAre(0, 0, 0));
 }
 
 TEST(PlaceRanks, ARankWithAChoiceLeavesTheOtherItsOnlyGpu) {
-  const ProcessorSet near = Processors({0});
+  const CoreMask near = Processors({0});
   const std::vector<RankSeen> ranks = {{near, {Gpu(0), Gpu(3)}}, {near, {Gpu(0)}}};
   EXPECT_THAT(PlaceRanks(ranks).value(), ElementsAre(1, 0));
 }
@@ -110,7 +104,7 @@ TEST(PlaceRanks, RefusesMoreRanksThanGpusUnlessTheyMayShare) {
 }
 
 TEST(PlaceRanks, RefusesRanksThatSeeTooFewGpusEach) {
-  const ProcessorSet any = Processors({0});
+  const CoreMask any = Processors({0});
   const std::vector<RankSeen> ranks = {{any, {Gpu(0)}}, {any, {Gpu(0)}}, {any, {Gpu(1), Gpu(2)}}};
   EXPECT_EQ(PlaceRanks(ranks).status().message(),
             "rank 1 of this node finds every GPU that it sees taken by another: the ranks see 3 GPUs together, but too "

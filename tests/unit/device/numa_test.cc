@@ -18,10 +18,14 @@ CoreMask Mask(std::string_view list) {
 }
 
 TEST(CoreList, IsWhatTheSystemWrites) {
-  EXPECT_EQ(Mask("0-3,8,10-11\n")[0], 0xd0fu);
-  EXPECT_EQ(Mask("64-127")[1], ~uint64_t{0});
-  EXPECT_EQ(Mask("1023")[15], uint64_t{1} << 63);
-  EXPECT_TRUE(Empty(Mask("\n")));
+  EXPECT_EQ(Mask("0-3,8,10-11\n"), CoreMask(0xd0f));
+  EXPECT_EQ(Mask("64-127"), CoreMask(~uint64_t{0}) << 64);
+  EXPECT_EQ(Mask("1023"), CoreMask(1) << 1023);
+  EXPECT_TRUE(Mask("\n").none());
+}
+
+TEST(CoreList, IsWrittenAsItIsRead) {
+  for (const char* list : {"", "3", "0-2,64,1022-1023", "0-1023"}) EXPECT_EQ(ToString(Mask(list)), list);
 }
 
 TEST(CoreList, RefusesWhatIsNone) {
