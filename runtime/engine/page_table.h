@@ -36,7 +36,7 @@ struct PageCopy {
   int64_t rows = 0;
 };
 
-// Calls and errors are those of PagedCache (runtime/engine/cache.h). Not thread-safe.
+// Calls and errors are those of CacheBooks and PagedCache (runtime/engine/cache.h). Not thread-safe.
 class PageTable {
  public:
   explicit PageTable(const CacheOptions& options);  // valid ones
