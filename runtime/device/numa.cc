@@ -61,19 +61,21 @@ std::string ToString(const CoreMask& cores) {
 std::vector<NumaNode> ReadNumaNodes(const std::string& folder) {
   std::vector<NumaNode> nodes;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
+  // Stepping to the next entry can fail too, and a range-based loop would throw.
+  for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename().string();
     NumaNode node;
     if (!name.starts_with("node")) continue;
-    const auto [end, number_error] = std::from_chars(name.data() + 4, name.data() + name.size(), node.id);
-    if (number_error != std::errc() || end != name.data() + name.size()) continue;
-    std::ifstream file(entry.path() / "cpulist");
+    const auto [rest, number_error] = std::from_chars(name.data() + 4, name.data() + name.size(), node.id);
+    if (number_error != std::errc() || rest != name.data() + name.size()) continue;
+    std::ifstream file(it->path() / "cpulist");
     const std::string list{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     const StatusOr<CoreMask> cores = ParseCoreList(list);
     if (!cores.ok()) return {};
     node.cores = *cores;
     if (node.cores.any()) nodes.push_back(node);
   }
+  if (error) return {};
   std::ranges::sort(nodes, {}, &NumaNode::id);
   return nodes;
 }

@@ -68,6 +68,8 @@ TEST_F(Folder, NodesAreSortedAndThoseWithoutCoresLeftOut) {
 TEST_F(Folder, NoneWhereItIsNotUnderstood) {
   EXPECT_TRUE(ReadNumaNodes((folder_ / "absent").string()).empty());
   AddNode("node0", "0-3");
+  EXPECT_TRUE(ReadNumaNodes((folder_ / "node0" / "cpulist").string()).empty()) << "no folder";
+  EXPECT_EQ(ReadNumaNodes(folder_.string()).size(), 1u);
   AddNode("node1", "four to seven");
   EXPECT_TRUE(ReadNumaNodes(folder_.string()).empty());
 }
