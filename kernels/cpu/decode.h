@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "kernels/decode.h"
@@ -13,6 +15,8 @@ namespace tessera::cpu {
 
 // Cached rows that are loaded together. Converted to fp32 and 576 wide they take 144 KiB of the second-level cache.
 inline constexpr int kDecodeKeys = 64;
+// The most that an instruction set may ask for at a time, see DecodeInstructionSet::block_keys.
+inline constexpr int kMostDecodeKeys = 256;
 
 // Widths in memory are padded to whole 64-byte vectors of bf16.
 inline constexpr int kDecodePadding = 32;
@@ -24,8 +28,8 @@ constexpr int PaddedWidth(int width) {
 // Addresses of `count` cached rows; neither need be aligned.
 struct DecodeBlock {
   int count = 0;
-  const std::byte* key[kDecodeKeys];
-  const std::byte* value[kDecodeKeys];
+  const std::byte* key[kMostDecodeKeys];
+  const std::byte* value[kMostDecodeKeys];
 };
 
 // One thread's working memory and the options of the call. Everything is aligned to 64 bytes.
@@ -40,10 +44,12 @@ struct DecodeState {
   float scale = 1.0f;
   float soft_cap = 0.0f;
 
+  int most_pairs = 1;          // that there is room for
   std::byte* query = nullptr;  // [pairs][qk_stride], fp32 or the cache's dtype
   float* key = nullptr;        // [kDecodeKeys][qk_stride] fp32, or unused
   float* value = nullptr;      // [kDecodeKeys][v_stride] values, in the form that the products read
   float* score = nullptr;      // [kDecodeRows][kDecodeKeys]
+  float* scratch = nullptr;    // [DecodeInstructionSet::scratch_floats], laid out by the instruction set
 
   // Accumulators of the chunk in hand. A pair's output is unnormalised: sum over keys of exp(s - max) value.
   float* output = nullptr;  // [pairs][v_stride]
@@ -66,6 +72,17 @@ struct DecodeInstructionSet {
                int pairs) = nullptr;
   // to[i] += factor * from[i] for i < width, a multiple of kDecodePadding.
   void (*add)(float factor, const float* from, int width, float* to) = nullptr;
+
+  bool bfloat16_dot = false;  // needs HasBFloat16Dot() and takes bf16 only
+  bool amx = false;           // needs HasAmx() too
+  int block_keys = kDecodeKeys;
+  // The rest may be null. Floats of DecodeState::scratch for `state.most_pairs` pairs of these widths.
+  size_t (*scratch_floats)(const DecodeState& state) = nullptr;
+  // Bracket all that a thread does with the others.
+  void (*begin)() = nullptr;
+  void (*end)() = nullptr;
+  // Once queries 0 to `pairs` - 1 are loaded, before blocks are folded into them.
+  void (*pack_queries)(const DecodeState& state, int pairs) = nullptr;
 };
 
 // By run-time dispatch, every instruction set of every architecture, best first; null where it is not compiled in.
@@ -79,5 +96,7 @@ bool HasBFloat16Dot();
 double BFloat16DotPeak(int64_t steps, float* sink);
 
 std::vector<const DecodeKernel*> Decoders();
+// A decoder of its own by the given code; for tests of code that no processor here runs as it is.
+std::unique_ptr<const DecodeKernel> MakeDecoder(const DecodeInstructionSet& set, std::string name);
 
 }  // namespace tessera::cpu

@@ -334,8 +334,8 @@ HWY_POP_ATTRIBUTES
 namespace tessera::cpu {
 
 const DecodeInstructionSet& DecodeBFloat16InstructionSet() {
-  static constexpr DecodeInstructionSet set{HWY_AVX3, bfloat16::LoadQuery, bfloat16::LoadBlock, bfloat16::Fold,
-                                            bfloat16::Add};
+  static constexpr DecodeInstructionSet set{HWY_AVX3,       bfloat16::LoadQuery, bfloat16::LoadBlock,
+                                            bfloat16::Fold, bfloat16::Add,       true};
   return set;
 }
 bool HasBFloat16Dot() {

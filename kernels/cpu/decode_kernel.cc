@@ -13,7 +13,9 @@
 #include <string>
 
 #include "kernels/attention.h"
+#include "kernels/cpu/attend.h"
 #include "kernels/cpu/decode.h"
+#include "kernels/cpu/decode_amx.h"
 #include "kernels/cpu/decode_plan.h"
 #include "kernels/decode_check.h"
 
@@ -50,14 +52,20 @@ double SumLanes(const float* lanes) {
 // Fills blocks with the addresses of consecutive cached rows, page by page.
 class BlockReader {
  public:
-  BlockReader(const DecodeArgs& args, const DecodePairs& pairs, Range keys)
-      : cache_(args.cache), pages_(pairs.sequence->pages), kv_head_(pairs.kv_head), next_(keys.begin), end_(keys.end) {}
+  // Up to `most` rows a block.
+  BlockReader(const DecodeArgs& args, const DecodePairs& pairs, Range keys, int most)
+      : cache_(args.cache),
+        pages_(pairs.sequence->pages),
+        kv_head_(pairs.kv_head),
+        most_(most),
+        next_(keys.begin),
+        end_(keys.end) {}
 
   void Read(DecodeBlock* block) {
     block->count = 0;
-    while (next_ < end_ && block->count < kDecodeKeys) {
+    while (next_ < end_ && block->count < most_) {
       const int64_t in_page = cache_.page_tokens - next_ % cache_.page_tokens;
-      const auto rows = static_cast<int>(std::min({in_page, end_ - next_, int64_t{kDecodeKeys - block->count}}));
+      const auto rows = static_cast<int>(std::min({in_page, end_ - next_, int64_t{most_ - block->count}}));
       const std::byte* key = KeyAt(cache_, pages_, next_, kv_head_);
       const std::byte* value = ValueAt(cache_, pages_, next_, kv_head_);
       for (int i = 0; i < rows; ++i, key += cache_.key_row_stride, value += cache_.value_row_stride) {
@@ -73,20 +81,21 @@ class BlockReader {
   const CacheLayer& cache_;
   std::span<const int32_t> pages_;
   int kv_head_;
+  int most_;
   int64_t next_, end_;
 };
 
 class CpuDecoder final : public DecodeKernel {
  public:
-  CpuDecoder(const DecodeInstructionSet& set, std::string name, bool bfloat16_dot)
-      : set_(set), name_(std::move(name)), bfloat16_dot_(bfloat16_dot) {}
+  CpuDecoder(const DecodeInstructionSet& set, std::string name) : set_(set), name_(std::move(name)) {}
   std::string_view name() const override { return name_; }
 
   std::string WhyNot(const DecodeTraits& traits) const override {
     if ((hwy::SupportedTargets() & set_.highway_target) == 0) {
       return absl::StrCat("this processor has no ", hwy::TargetName(set_.highway_target));
     }
-    if (bfloat16_dot_) {
+    if (set_.amx && !HasAmx()) return "this processor or system has no AMX for bf16";
+    if (set_.bfloat16_dot) {
       if (!HasBFloat16Dot()) return "this processor has no AVX-512 BF16";
       if (traits.dtype != DType::kBFloat16) {
         return absl::StrCat("it multiplies bf16, not ", std::string(Name(traits.dtype)));
@@ -126,15 +135,16 @@ class CpuDecoder final : public DecodeKernel {
   }
 
   Status Run(const DecodeArgs& args, const DecodeWave& wave) const {
-    const DecodeState prototype = StateOf(args);
+    DecodeState prototype = StateOf(args);
     // At least one: Highway ends the process when asked for nothing.
     const Partials partials(std::max<size_t>(1, wave.partials), prototype.v_stride);
-    int most_pairs = 1;
-    for (const DecodePairs& pairs : wave.pairs) most_pairs = std::max(most_pairs, pairs.pairs());
-    const size_t query = static_cast<size_t>(most_pairs) * prototype.qk_stride;
+    for (const DecodePairs& pairs : wave.pairs) prototype.most_pairs = std::max(prototype.most_pairs, pairs.pairs());
+    const size_t query = static_cast<size_t>(prototype.most_pairs) * prototype.qk_stride;
     const size_t key = static_cast<size_t>(kDecodeKeys) * prototype.qk_stride;
     const size_t value = static_cast<size_t>(kDecodeKeys) * prototype.v_stride;
-    const size_t floats = query + key + value + size_t{kDecodeRows} * kDecodeKeys;
+    const size_t score = size_t{kDecodeRows} * kDecodeKeys;
+    const size_t scratch = set_.scratch_floats != nullptr ? set_.scratch_floats(prototype) : 0;
+    const size_t floats = query + key + value + score + scratch;
     std::atomic<bool> failed = !partials.ok();
     const int threads = static_cast<int>(std::clamp<size_t>(wave.chunks.size(), 1, args.threads));
 #pragma omp parallel num_threads(threads)
@@ -146,6 +156,8 @@ class CpuDecoder final : public DecodeKernel {
       state.key = arena.get() + query;
       state.value = state.key + key;
       state.score = state.value + value;
+      state.scratch = state.score + score;
+      if (set_.begin != nullptr) set_.begin();
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < wave.chunks.size(); ++i) {
         if (!failed && !IsSet(args.cancelled)) Fold(args, wave, wave.chunks[i], partials, state);
@@ -156,6 +168,7 @@ class CpuDecoder final : public DecodeKernel {
           if (!failed && !IsSet(args.cancelled)) Merge(args, wave, wave.pairs[i], pair, partials, state);
         }
       }
+      if (set_.end != nullptr) set_.end();
     }
     if (!failed) return absl::OkStatus();
     return absl::ResourceExhaustedError(absl::StrCat(name_, ": no memory for partial results"));
@@ -176,8 +189,9 @@ class CpuDecoder final : public DecodeKernel {
     for (int pair = 0; pair < pairs.pairs(); ++pair) {
       set_.load_query(state, pair, args.query.At(RowOf(pairs, pair), HeadOf(pairs, pair)));
     }
+    if (set_.pack_queries != nullptr) set_.pack_queries(state, pairs.pairs());
     for (const DecodeSegment& segment : Segments(pairs, chunk.keys)) {
-      BlockReader reader(args, pairs, segment.keys);
+      BlockReader reader(args, pairs, segment.keys, set_.block_keys);
       DecodeBlock blocks[2];
       static constexpr DecodeBlock nothing{};
       int now = 0;
@@ -227,7 +241,6 @@ class CpuDecoder final : public DecodeKernel {
 
   DecodeInstructionSet set_;
   std::string name_;
-  bool bfloat16_dot_;
 };
 
 std::string NameOf(const DecodeInstructionSet& set) {
@@ -240,13 +253,20 @@ std::string NameOf(const DecodeInstructionSet& set) {
 
 }  // namespace
 
+std::unique_ptr<const DecodeKernel> MakeDecoder(const DecodeInstructionSet& set, std::string name) {
+  return std::make_unique<CpuDecoder>(set, std::move(name));
+}
+
 std::vector<const DecodeKernel*> Decoders() {
   static const std::vector<std::unique_ptr<const CpuDecoder>> decoders = [] {
     std::vector<std::unique_ptr<const CpuDecoder>> all;
+    const DecodeInstructionSet& amx = DecodeAmxInstructionSet();
+    // Before the dot products of AVX-512 for every shape, by the count in decode_amx-inl.h.
+    if (amx.fold != nullptr) all.push_back(std::make_unique<CpuDecoder>(amx, "cpu-amx"));
     const DecodeInstructionSet& bfloat16 = DecodeBFloat16InstructionSet();
-    if (bfloat16.fold != nullptr) all.push_back(std::make_unique<CpuDecoder>(bfloat16, "cpu-avx512-bf16", true));
+    if (bfloat16.fold != nullptr) all.push_back(std::make_unique<CpuDecoder>(bfloat16, "cpu-avx512-bf16"));
     for (const DecodeInstructionSet& set : DecodeInstructionSets()) {
-      if (set.fold != nullptr) all.push_back(std::make_unique<CpuDecoder>(set, NameOf(set), false));
+      if (set.fold != nullptr) all.push_back(std::make_unique<CpuDecoder>(set, NameOf(set)));
     }
     return all;
   }();

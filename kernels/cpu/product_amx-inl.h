@@ -29,17 +29,30 @@ HWY_INLINE __m512i JoinPairs(__m512 low, __m512 high) {
   return _mm512_ternarylogic_epi32(a, b, upper, 0xf8);  // a | (b & upper)
 }
 
+enum class Once : uint8_t { kLeft, kRight };
+
+template <int kTile, bool kPassing, class Tiles>
+HWY_INLINE void LoadOperand(Tiles& tiles, const uint32_t* from, size_t row_bytes) {
+  if constexpr (kPassing) {
+    tiles.template LoadOnce<kTile>(from, row_bytes);
+  } else {
+    tiles.template Load<kTile>(from, row_bytes);
+  }
+}
+
 // sum (+)= over `steps` of left(step) . right(step), kM x kN tiles of 16 x 16 fp32:
 //   left(step)   [16 kM][16] pairs, rows `left_stride` dwords apart
 //   right(step)  [16][16 kN] pairs, rows `right_stride` dwords apart
 //   sum          [16 kM][16 kN], rows `sum_stride` floats apart; added to when kAdd, else overwritten
 // `beside()` is called after each product, for what another unit of the core may do meanwhile. Operands are loaded just
 // before they are used; each sum is stored behind the next product, because a tile store holds up the instructions
-// after it. Right operands pass the first-level cache by: they are used once before others have displaced them.
-template <int kM, int kN, bool kAdd, class Tiles, class Left, class Right, class Beside>
+// after it. Operands of the side `kOnce` pass the first-level cache by: they are used once before others have displaced
+// them.
+template <int kM, int kN, bool kAdd, Once kOnce = Once::kRight, class Tiles, class Left, class Right, class Beside>
 HWY_INLINE void MultiplyTiles(Tiles& tiles, const Left& left, size_t left_stride, const Right& right,
                               size_t right_stride, int steps, float* sum, size_t sum_stride, const Beside& beside) {
   static_assert(kM <= 2 && kN <= 2);
+  constexpr bool kLeftOnce = kOnce == Once::kLeft, kRightOnce = kOnce == Once::kRight;
   const size_t left_bytes = left_stride * sizeof(uint32_t), right_bytes = right_stride * sizeof(uint32_t);
   const size_t sum_bytes = sum_stride * sizeof(float);
   float* const below = sum + kTileRows * sum_stride;
@@ -58,18 +71,18 @@ HWY_INLINE void MultiplyTiles(Tiles& tiles, const Left& left, size_t left_stride
     const bool last = step + 1 == steps;
     const uint32_t* const a = left(step);
     const uint32_t* const b = right(step);
-    tiles.template LoadOnce<6>(b, right_bytes);
-    tiles.template Load<4>(a, left_bytes);
+    LoadOperand<6, kRightOnce>(tiles, b, right_bytes);
+    LoadOperand<4, kLeftOnce>(tiles, a, left_bytes);
     tiles.template Dot<0, 4, 6>();
     beside();
     if constexpr (kN == 2) {
-      tiles.template LoadOnce<7>(b + kTileRows, right_bytes);
+      LoadOperand<7, kRightOnce>(tiles, b + kTileRows, right_bytes);
       tiles.template Dot<1, 4, 7>();
       if (last) tiles.template Store<0>(sum, sum_bytes);
       beside();
     }
     if constexpr (kM == 2) {
-      tiles.template Load<5>(a + kTileRows * left_stride, left_bytes);
+      LoadOperand<5, kLeftOnce>(tiles, a + kTileRows * left_stride, left_bytes);
       tiles.template Dot<2, 5, 6>();
       if constexpr (kN == 2) {
         if (last) tiles.template Store<1>(sum + kTileRows, sum_bytes);

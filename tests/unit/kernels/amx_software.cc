@@ -5,8 +5,11 @@
 // foreach_target.h comes first: it includes this file again for each instruction set.
 #include "kernels/cpu/attend_amx-inl.h"
 #include "kernels/cpu/backward_task_amx-inl.h"
+#include "kernels/cpu/decode_amx-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
+#include <gtest/gtest.h>
+
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -16,11 +19,19 @@
 HWY_BEFORE_NAMESPACE();
 namespace tessera::cpu::HWY_NAMESPACE {
 
-// See AmxTiles. Registers hold rubbish until they are loaded, and again after End.
+// See AmxTiles. Registers are a thread's, as those of the processor; they hold rubbish until they are loaded, and are
+// there from Begin to End only.
 class SoftwareTiles {
  public:
-  void Begin() { Spoil(); }
-  void End() { Spoil(); }
+  void Begin() {
+    ASSERT_FALSE(begun_) << "Begin without End in between";
+    begun_ = true;
+    std::memset(tiles_, 0xff, sizeof tiles_);
+  }
+  void End() {
+    ASSERT_TRUE(begun_) << "End without Begin";
+    begun_ = false;
+  }
   template <int kTile>
   void Zero() {
     std::memset(tiles_[kTile], 0, sizeof tiles_[kTile]);
@@ -41,6 +52,7 @@ class SoftwareTiles {
   // and to the sum; denormal factors are zeros.
   template <int kSum, int kA, int kB>
   void Dot() {
+    ASSERT_TRUE(begun_) << "a product before Begin or after End";
     for (int m = 0; m < 16; ++m) {
       for (int n = 0; n < 16; ++n) {
         float even = 0, odd = 0;
@@ -57,9 +69,9 @@ class SoftwareTiles {
 
  private:
   static float Factor(uint32_t bits) { return (bits & 0x7f800000u) == 0 ? 0.0f : std::bit_cast<float>(bits); }
-  void Spoil() { std::memset(tiles_, 0xff, sizeof tiles_); }
 
-  uint32_t tiles_[8][16][16];
+  static inline thread_local bool begun_ = false;
+  static inline thread_local uint32_t tiles_[8][16][16];
 };
 
 }  // namespace tessera::cpu::HWY_NAMESPACE
@@ -72,6 +84,7 @@ HWY_AFTER_NAMESPACE();
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/backward_amx.h"
 #include "kernels/cpu/decode.h"
+#include "kernels/cpu/decode_amx.h"
 #include "kernels/cpu/kernel.h"
 #include "tests/unit/kernels/amx_software.h"
 
@@ -90,6 +103,20 @@ const AttentionKernel* SoftwareAmxKernel() {
                         cpu::TileBackwardLayout::kUnitRows, cpu::TileBackwardFloats}},
                       "amx-in-software");
   return kernel.get();
+#else
+  return nullptr;
+#endif
+}
+
+const DecodeKernel* SoftwareAmxDecoder() {
+#if HWY_TARGETS & HWY_AVX3
+  if (!cpu::HasBFloat16Dot()) return nullptr;
+  using Tiles = cpu::N_AVX3::SoftwareTiles;
+  static const std::unique_ptr<const DecodeKernel> decoder = cpu::MakeDecoder(
+      cpu::DecodeTileInstructionSet(cpu::N_AVX3::amx::FoldOnTiles<Tiles>, cpu::N_AVX3::amx::BeginTiles<Tiles>,
+                                    cpu::N_AVX3::amx::EndTiles<Tiles>),
+      "amx-in-software");
+  return decoder.get();
 #else
   return nullptr;
 #endif

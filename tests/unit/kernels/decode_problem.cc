@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tests/unit/kernels/amx_software.h"
+
 namespace tessera::testing {
 
 DecodeProblem::DecodeProblem(const DecodeShape& shape, const std::vector<DecodeLengths>& lengths, Random& random)
@@ -265,6 +267,13 @@ std::vector<const DecodeKernel*> PresentDecoders(const DecodeTraits& traits) {
     if (kernel->WhyNot(traits).empty()) present.push_back(kernel);
   }
   return present;
+}
+
+std::vector<const DecodeKernel*> TestedDecoders(const DecodeTraits& traits) {
+  std::vector<const DecodeKernel*> tested = PresentDecoders(traits);
+  const DecodeKernel* const software = SoftwareAmxDecoder();
+  if (software != nullptr && software->WhyNot(traits).empty()) tested.push_back(software);
+  return tested;
 }
 
 }  // namespace tessera::testing

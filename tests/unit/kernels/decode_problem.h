@@ -90,5 +90,7 @@ std::string Describe(const DecodeProblem& problem);
 
 // The implementations that serve these traits here.
 std::vector<const DecodeKernel*> PresentDecoders(const DecodeTraits& traits);
+// With the decoder that no processor here may have, over tiles in software.
+std::vector<const DecodeKernel*> TestedDecoders(const DecodeTraits& traits);
 
 }  // namespace tessera::testing

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <tuple>
 
 #include "tests/unit/kernels/decode_problem.h"
 
@@ -28,7 +29,7 @@ TEST(Decode, RandomProblemsAgreeWithFp64OnEveryImplementation) {
     Random random(name);
     const DecodeProblem problem = RandomDecodeProblem(random);
     const DecodeJudge judge(problem);
-    for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(problem.shape()))) {
+    for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(problem.shape()))) {
       SCOPED_TRACE(absl::StrCat(name, " ", std::string(kernel->name()), ": ", Describe(problem)));
       judge.ExpectAccurate(Decode(*kernel, problem));
     }
@@ -46,8 +47,50 @@ TEST(Decode, ShapesInUseAgreeWithFp64OnEveryImplementation) {
     Random random(absl::StrCat("shape ", shape.qk_width, "/", shape.heads));
     const DecodeProblem problem(shape, {{700, {{0, 699}, {0, 700}}}, {3, {{0, 3}}}, {0, {{}}}}, random);
     const DecodeJudge judge(problem);
-    for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+    for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
       SCOPED_TRACE(absl::StrCat(std::string(kernel->name()), ": ", Describe(problem)));
+      judge.ExpectAccurate(Decode(*kernel, problem));
+    }
+  }
+}
+
+// What tiles are for, and all that they meet: every latent sharding and grouped heads, tiles of heads that are full or
+// not, rows that see different keys, pages that end inside a tile, blocks that do not fill up.
+TEST(Decode, TilesOfHeadsAndKeysAgreeWithFp64OnEveryImplementation) {
+  static constexpr std::pair<int, int> kLatent[] = {{576, 512}, {320, 256}, {192, 128}, {128, 64}};
+  for (int i = 0; i < kProblems / 5; ++i) {
+    const std::string name = absl::StrCat("tiles/", i);
+    Random random(name);
+    DecodeShape shape;
+    shape.latent = random.OneIn(2);
+    if (shape.latent) {
+      std::tie(shape.qk_width, shape.v_width) = kLatent[random.Integer(0, 3)];
+      static constexpr int kHeads[] = {1, 7, 16, 17, 32, 40, 64, 128};
+      shape.heads = kHeads[random.Integer(0, 7)];
+    } else {
+      shape.kv_heads = static_cast<int>(random.Integer(1, 4));
+      shape.heads = shape.kv_heads * static_cast<int>(random.OneIn(2) ? 4 : random.Integer(1, 20));
+      shape.qk_width = 32 * static_cast<int>(random.Integer(2, 8));
+      shape.v_width = random.OneIn(2) ? shape.qk_width : 8 * static_cast<int>(random.Integer(1, 20));
+    }
+    static constexpr int kPages[] = {1, 13, 16, 48, 64, 256};
+    shape.page_tokens = kPages[random.Integer(0, 5)];
+    // At most so many products as take fp64 a fraction of a second.
+    const int64_t rows = random.Integer(1, std::min<int64_t>(8, 1 + 200 / shape.heads));
+    DecodeLengths lengths;
+    lengths.cached = random.Integer(1, std::min<int64_t>(1200, 60'000 / (rows * shape.heads)));
+    const bool causal = random.OneIn(2);
+    for (int64_t row = 0; row < rows; ++row) {
+      Range range{0, std::max<int64_t>(0, lengths.cached - rows + 1 + row)};
+      if (!causal) range = {random.Integer(0, lengths.cached / 2), random.Integer(lengths.cached / 2, lengths.cached)};
+      lengths.visible.push_back(range);
+    }
+    DecodeProblem problem(shape, {lengths}, random);
+    if (random.OneIn(4)) problem.soft_cap = random.Uniform(1.0f, 50.0f);
+    if (random.OneIn(4)) problem.scale *= random.Uniform(10.0f, 1000.0f);
+    const DecodeJudge judge(problem);
+    for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
+      SCOPED_TRACE(absl::StrCat(name, " ", std::string(kernel->name()), ": ", Describe(problem)));
       judge.ExpectAccurate(Decode(*kernel, problem));
     }
   }
@@ -61,7 +104,7 @@ TEST(Decode, BitsDependNeitherOnThreadsNorOnTheOtherSequences) {
   lengths[2] = {70, {{0, 70}, {}, {60, 70}}};
   Random random("threads");
   const DecodeProblem problem(shape, lengths, random);
-  for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+  for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
     const Decoded one = Decode(*kernel, problem, 1);
     for (int threads : {2, 3, 7}) {
       const Decoded more = Decode(*kernel, problem, threads);
@@ -89,7 +132,7 @@ TEST(Decode, RangesOfHeadsEqualTheWhole) {
   const DecodeShape shape{DType::kFloat16, 12, 3, 33, 17, false, 5};
   Random random("heads");
   const DecodeProblem problem(shape, {{77, {{0, 76}, {0, 77}}}}, random);
-  for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+  for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
     const Decoded whole = Decode(*kernel, problem);
     for (const HeadRange heads : {HeadRange{0, 5}, {3, 7}, {5, 6}, {4, 12}}) {
       const Decoded part(problem.query_rows(), heads.size(), 17);
@@ -117,7 +160,7 @@ TEST(Decode, PoisonStaysWithTheRowsThatSeeIt) {
         const std::vector<DecodeLengths> lengths = {{150, {{0, 100}, {60, 150}, {0, 59}, {101, 150}}}};
         Random random("poison");
         const DecodeProblem problem(shape, lengths, random);
-        for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+        for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
           const Result clean = Decode(*kernel, problem).Of(problem.sequence(0));
           Random again("poison");
           DecodeProblem damaged(shape, lengths, again);
@@ -148,7 +191,7 @@ TEST(Decode, KeysThatAllScoreMinusInfinityGiveTheIdentity) {
   DecodeProblem problem(shape, {{9, {{0, 9}}}}, random);
   problem.query.Fill(1.0f);
   for (int64_t row = 0; row < 9; ++row) problem.SetKey(0, row, 0, 0, -std::numeric_limits<float>::infinity());
-  for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+  for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
     const Result result = Decode(*kernel, problem).Of(problem.sequence(0));
     for (double o : result.output) EXPECT_EQ(o, 0.0) << kernel->name();
     for (double lse : result.lse) EXPECT_EQ(lse, -INFINITY) << kernel->name();
@@ -160,7 +203,7 @@ TEST(Decode, StopsWhenCancelled) {
   Random random("cancelled");
   const DecodeProblem problem(shape, {{100, {{0, 100}}}}, random);
   const std::atomic<bool> cancelled = true;
-  for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+  for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
     const Decoded decoded(problem.query_rows(), 2, 16);
     DecodeArgs args = problem.Args(decoded.output, decoded.lse);
     args.cancelled = &cancelled;
@@ -205,7 +248,7 @@ TEST(Decode, RefusesWhatItCannotRead) {
       {"scale must be finite", [](DecodeArgs& a) { a.scale = NAN; }},
       {"threads must be at least 1", [](DecodeArgs& a) { a.threads = 0; }},
   };
-  for (const DecodeKernel* kernel : PresentDecoders(TraitsOf(shape))) {
+  for (const DecodeKernel* kernel : TestedDecoders(TraitsOf(shape))) {
     for (const auto& [text, damage] : cases) {
       DecodeArgs args = problem.Args(decoded.output, decoded.lse);
       sequences.assign(args.sequences.begin(), args.sequences.end());
