@@ -1,7 +1,10 @@
 // What this machine can do at most, measured: the denominators of kernel benchmarks.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
 
 namespace tessera {
 
@@ -12,8 +15,26 @@ struct MachineLimits {
   double read_bytes = 0;  // per second, from a buffer beyond the last cache
 };
 
-// Of `threads` threads together, the best of many runs of a millisecond or two each. `buffer_bytes` of memory are read,
-// none when 0.
-MachineLimits MeasureLimits(int threads, int64_t buffer_bytes);
+// Reads a buffer on huge pages with `threads` threads, each a share that it wrote first.
+class ReadBandwidth {
+ public:
+  // Measures 0 when there is no memory for the buffer, or less than 8 KiB per thread of it.
+  ReadBandwidth(int threads, int64_t bytes);
+
+  // Bytes per second.
+  double Best() const;     // of many runs of a millisecond or two
+  double OnePass() const;  // through the whole buffer
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  int threads_;
+  int64_t slice_ = 0;  // a thread's share is kSlices of them
+  std::unique_ptr<std::byte, Free> buffer_;
+};
+
+// Of `threads` threads together, the best of many runs of a millisecond or two each.
+MachineLimits MeasureLimits(int threads, const ReadBandwidth& bandwidth);
 
 }  // namespace tessera

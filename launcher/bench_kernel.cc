@@ -36,33 +36,44 @@ struct Flags {
   std::vector<int> threads = {1, 2};
 };
 
+double MedianOf(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 struct Sample {
   std::string kernel;
   int threads = 1;
   std::vector<double> seconds;
-  std::vector<double> cpu_seconds;  // processor time of a run, per thread; empty on a GPU
-  double memory_seconds = 0;        // what reading the operands takes at least
-  double arithmetic_seconds = 0;    // what the products take at least, in the kernel's arithmetic
+  std::vector<double> cpu_seconds;     // processor time of a run, per thread; empty on a GPU
+  std::vector<double> memory_seconds;  // what reading the operands takes at least, at the rate right before each run
+  double arithmetic_seconds = 0;       // what the products take at least, in the kernel's arithmetic
   double error = 0;
   bool ok = false;
 
-  double Median() const {
-    std::vector<double> sorted = seconds;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
+  double Median() const { return MedianOf(seconds); }
+  // Of all runs: what binds takes at least, over what the run took.
+  double ShareOfLimit() const {
+    std::vector<double> shares;
+    for (size_t i = 0; i < seconds.size(); ++i) {
+      shares.push_back(std::max(memory_seconds[i], arithmetic_seconds) / seconds[i]);
+    }
+    return MedianOf(std::move(shares));
   }
   // 0 on a GPU.
   double LeastCpu() const {
     return cpu_seconds.empty() ? 0 : *std::min_element(cpu_seconds.begin(), cpu_seconds.end());
   }
-  double Floor() const { return std::max(memory_seconds, arithmetic_seconds); }
-  std::string_view Binds() const { return memory_seconds > arithmetic_seconds ? "memory" : "arithmetic"; }
+  double ShareOfLimitByCpu() const {
+    return std::max(*std::min_element(memory_seconds.begin(), memory_seconds.end()), arithmetic_seconds) / LeastCpu();
+  }
+  std::string_view Binds() const { return MedianOf(memory_seconds) > arithmetic_seconds ? "memory" : "arithmetic"; }
 };
 
 std::string ToJsonLine(const KernelSubject& subject, const Sample& sample, const MachineLimits& limits,
                        const std::string& device) {
   return nlohmann::ordered_json{
-      {"schema", "tessera-bench-kernel-3"},
+      {"schema", "tessera-bench-kernel-4"},
       {"revision", kRevision},
       {"device", device},
       {"machine", {{"host", HostName()}, {"cpu", CpuModel()}, {"cores", UsableCores()}}},
@@ -79,10 +90,11 @@ std::string ToJsonLine(const KernelSubject& subject, const Sample& sample, const
       {"seconds", sample.Median()},
       {"samples", sample.seconds},
       {"cpu_seconds", sample.LeastCpu()},
+      {"memory_seconds", sample.memory_seconds},
       {"bytes", subject.bytes()},
       {"flops", subject.flops()},
       {"binds", std::string(sample.Binds())},
-      {"share_of_limit", sample.Floor() / sample.Median()},
+      {"share_of_limit", sample.ShareOfLimit()},
       {"error", sample.error},
       {"ok", sample.ok},
   }
@@ -110,10 +122,9 @@ struct Machine {
     if (gpu == nullptr) return MakeAttendSubject(problem, AttentionKernels());
     return MakeAttendSubject(problem, problem.operation == "forward" ? gpu->forward() : gpu->backward());
   }
-  StatusOr<MachineLimits> Limits(const Flags& flags, int threads) const {
-    const int64_t buffer_bytes = flags.read_mebibytes << 20;
-    if (gpu != nullptr) return gpu->Limits(flags.matrix_width, buffer_bytes);
-    const MachineLimits limits = MeasureLimits(threads, buffer_bytes);
+  StatusOr<MachineLimits> Limits(const Flags& flags, const ReadBandwidth& bandwidth, int threads) const {
+    if (gpu != nullptr) return gpu->Limits(flags.matrix_width, flags.read_mebibytes << 20);
+    const MachineLimits limits = MeasureLimits(threads, bandwidth);
     if (limits.read_bytes <= 0) return absl::ResourceExhaustedError("no memory to measure bandwidth with");
     return limits;
   }
@@ -137,7 +148,8 @@ double PeakOf(const std::string& kernel, const MachineLimits& limits) {
 // Runs what is selected by turns, so that other work on the machine disturbs all alike. An implementation that takes
 // seconds is repeated less often.
 StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Machine& machine, const Flags& flags,
-                                      const MachineLimits& limits, int threads, std::string* refused) {
+                                      const MachineLimits& limits, const ReadBandwidth& bandwidth, int threads,
+                                      std::string* refused) {
   constexpr double kMostSeconds = 10;
   constexpr size_t kFewestRuns = 3;
   std::vector<Sample> samples;
@@ -155,7 +167,6 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Machine& mac
     sample.threads = threads;
     TESSERA_ASSIGN_OR_RETURN(sample.error, subject.Error(i, threads));
     sample.ok = sample.error < subject.tolerance();
-    sample.memory_seconds = subject.bytes() / limits.read_bytes;
     const double peak = PeakOf(names[i], limits);
     sample.arithmetic_seconds = peak > 0 ? subject.flops() / peak : 0;  // the reference has no limit on a GPU
     samples.push_back(sample);
@@ -167,6 +178,9 @@ StatusOr<std::vector<Sample>> Measure(KernelSubject& subject, const Machine& mac
       const size_t runs = sample.seconds.size();
       if (runs >= kFewestRuns && static_cast<double>(runs) * sample.Median() > kMostSeconds) continue;
       TESSERA_RETURN_IF_ERROR(subject.Prepare(implementations[i], threads));
+      // Other work on the machine takes some of the memory's bandwidth, and not always as much.
+      const double read_bytes = machine.gpu != nullptr ? limits.read_bytes : bandwidth.OnePass();
+      sample.memory_seconds.push_back(subject.bytes() / read_bytes);
       const std::clock_t cpu = std::clock();
       const auto start = std::chrono::steady_clock::now();
       TESSERA_RETURN_IF_ERROR(subject.Run(implementations[i], threads));
@@ -201,10 +215,12 @@ StatusOr<bool> BenchKernel(const Flags& flags) {
   for (const int threads : machine.gpu == nullptr ? flags.threads : std::vector<int>{1}) {
     for (const KernelProblem& problem : problems) {
       // Close in time to what they judge.
-      TESSERA_ASSIGN_OR_RETURN(const MachineLimits limits, machine.Limits(flags, threads));
+      const ReadBandwidth bandwidth(threads, machine.gpu == nullptr ? flags.read_mebibytes << 20 : 0);
+      TESSERA_ASSIGN_OR_RETURN(const MachineLimits limits, machine.Limits(flags, bandwidth, threads));
       std::printf("%s, %s\n", problem.ToString().c_str(), machine.ToString(limits, threads).c_str());
       TESSERA_ASSIGN_OR_RETURN(const auto subject, machine.MakeSubject(problem));
-      TESSERA_ASSIGN_OR_RETURN(const auto samples, Measure(*subject, machine, flags, limits, threads, &refused));
+      TESSERA_ASSIGN_OR_RETURN(const auto samples,
+                               Measure(*subject, machine, flags, limits, bandwidth, threads, &refused));
       for (const Sample& sample : samples) {
         const double seconds = sample.Median();
         const bool on_gpu = sample.cpu_seconds.empty();
@@ -212,8 +228,8 @@ StatusOr<bool> BenchKernel(const Flags& flags) {
                    FormatSeconds(seconds), on_gpu ? "-" : FormatSeconds(sample.LeastCpu()),
                    absl::StrFormat("%.1f", subject->bytes() / seconds / 1e9),
                    absl::StrFormat("%.0f", subject->flops() / seconds / 1e9), std::string(sample.Binds()),
-                   absl::StrFormat("%.0f%%", 100 * sample.Floor() / seconds),
-                   on_gpu ? "-" : absl::StrFormat("%.0f%%", 100 * sample.Floor() / sample.LeastCpu()),
+                   absl::StrFormat("%.0f%%", 100 * sample.ShareOfLimit()),
+                   on_gpu ? "-" : absl::StrFormat("%.0f%%", 100 * sample.ShareOfLimitByCpu()),
                    FormatError(sample.error), sample.ok ? "ok" : "WRONG"});
         absl::StrAppend(&records, ToJsonLine(*subject, sample, limits, machine.name()), "\n");
         passed = passed && sample.ok;
@@ -277,10 +293,11 @@ void AddKernelBench(CLI::App& bench, Selection& selection) {
       "against\n"
       "themselves; MASK as in other commands, causal by default).\n"
       "\"of limit\" is the time that reading the operands or multiplying takes at least, whichever is longer, over the "
-      "time\nmeasured. The limits are measured before each problem; other work on the machine moves both. \"(CPU)\" is "
-      "the same by the\n"
-      "least processor time per thread, which other work moves less; waiting threads spin, so it is exact for one "
-      "thread.\n"
+      "time\nmeasured, the median of all runs. Other work on the machine moves both: arithmetic is measured before "
+      "each "
+      "problem,\nreading before each run. \"(CPU)\" is the same by the least processor time per thread, which other "
+      "work "
+      "moves less;\nwaiting threads spin, so it is exact for one thread.\n"
       "Implementations run by turns.\n"
       "Examples:\n"
       "  tessera bench kernel --problem decode:16/1/576/512/latent:131072 --threads 1,4\n"

@@ -12,8 +12,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
-#include <memory>
 
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/decode.h"
@@ -57,12 +55,46 @@ double BestRate(int threads, int runs, const Work& work) {
   return best;
 }
 
+// A thread reads one slice of its share after the other: none is in a cache when its turn comes again.
+constexpr int kSlices = 8;
+
 }  // namespace
 
-MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
+ReadBandwidth::ReadBandwidth(int threads, int64_t bytes) : threads_(threads) {
+  constexpr size_t kHugePage = size_t{2} << 20;  // as caches are
+  const int64_t slice = bytes / threads / kSlices / 1024 * 1024, share = slice * kSlices;
+  const size_t rounded = (static_cast<size_t>(share) * threads + kHugePage - 1) / kHugePage * kHugePage;
+  if (rounded == 0) return;
+  buffer_.reset(static_cast<std::byte*>(std::aligned_alloc(kHugePage, rounded)));
+  if (buffer_ == nullptr) return;
+  slice_ = slice;
+  (void)madvise(buffer_.get(), rounded, MADV_HUGEPAGE);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer_.get() + thread * share, share, std::byte{1});
+}
+
+double ReadBandwidth::Best() const {
+  return BestRate(threads_, 7 * kSlices, [this](int thread, int run) {
+    float sink = 0;
+    cpu::DispatchReadMemory(buffer_.get() + (thread * kSlices + run % kSlices) * slice_, slice_, &sink);
+    volatile float keep = sink;  // the loop has an effect
+    return keep == keep ? static_cast<double>(slice_) : 0.0;
+  });
+}
+
+double ReadBandwidth::OnePass() const {
+  return BestRate(threads_, 1, [this](int thread, int) {
+    float sink = 0;
+    cpu::DispatchReadMemory(buffer_.get() + thread * kSlices * slice_, kSlices * slice_, &sink);
+    volatile float keep = sink;
+    return keep == keep ? static_cast<double>(kSlices * slice_) : 0.0;
+  });
+}
+
+MachineLimits MeasureLimits(int threads, const ReadBandwidth& bandwidth) {
   // A run of a millisecond or two fits between two interruptions by other work, if there are enough of them.
   constexpr int64_t kSteps = 200'000;
-  constexpr int kArithmeticRuns = 50, kReadSlices = 8, kReadRuns = 7 * kReadSlices;
+  constexpr int kArithmeticRuns = 50;
   MachineLimits limits;
   limits.fp32_flops = BestRate(threads, kArithmeticRuns, [](int, int) {
     float sink = 0;
@@ -86,24 +118,7 @@ MachineLimits MeasureLimits(int threads, int64_t buffer_bytes) {
       return keep == keep ? flops : 0.0;
     });
   }
-  // A thread reads one slice of its share after the other: none is in a cache when its turn comes again.
-  const int64_t slice = buffer_bytes / threads / kReadSlices / 1024 * 1024, share = slice * kReadSlices;
-  if (share == 0) return limits;
-  // On huge pages, as caches are.
-  constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t bytes = (static_cast<size_t>(share) * threads + kHugePage - 1) / kHugePage * kHugePage;
-  const std::unique_ptr<std::byte, decltype(&std::free)> buffer(
-      static_cast<std::byte*>(std::aligned_alloc(kHugePage, bytes)), &std::free);
-  if (buffer == nullptr) return limits;
-  (void)madvise(buffer.get(), bytes, MADV_HUGEPAGE);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int thread = 0; thread < threads; ++thread) std::fill_n(buffer.get() + thread * share, share, std::byte{1});
-  limits.read_bytes = BestRate(threads, kReadRuns, [&](int thread, int run) {
-    float sink = 0;
-    cpu::DispatchReadMemory(buffer.get() + thread * share + run % kReadSlices * slice, slice, &sink);
-    volatile float keep = sink;
-    return keep == keep ? static_cast<double>(slice) : 0.0;
-  });
+  limits.read_bytes = bandwidth.Best();
   return limits;
 }
 
