@@ -1,4 +1,4 @@
-// Decoding on the CPU: threads take chunks of keys, each folds into partial results of its own, and these are merged in
+// Decoding on the CPU: threads take tasks, each folds into partial results of its own, and these are merged in
 // the order of the keys.
 #include <hwy/aligned_allocator.h>
 #include <hwy/targets.h>
@@ -11,12 +11,16 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/cpu/attend.h"
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/decode_amx.h"
 #include "kernels/cpu/decode_plan.h"
+#include "kernels/cpu/decode_reader.h"
 #include "kernels/decode_check.h"
 
 namespace tessera::cpu {
@@ -44,45 +48,29 @@ struct Partials {
 };
 
 double SumLanes(const float* lanes) {
-  double sum = 0;
-  for (int i = 0; i < kDecodeLanes; ++i) sum += static_cast<double>(lanes[i]);
-  return sum;
+  double sums[4] = {};  // side by side: additions wait for each other
+  for (int i = 0; i < kDecodeLanes; ++i) sums[i % 4] += static_cast<double>(lanes[i]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Fills blocks with the addresses of consecutive cached rows, page by page.
-class BlockReader {
+// Hands out tasks in order: much at first, so that a thread reads ahead from one into the next, and one by one in the
+// end, so that all threads end together.
+class TaskQueue {
  public:
-  // Up to `most` rows a block.
-  BlockReader(const DecodeArgs& args, const DecodePairs& pairs, Range keys, int most)
-      : cache_(args.cache),
-        pages_(pairs.sequence->pages),
-        kv_head_(pairs.kv_head),
-        most_(most),
-        next_(keys.begin),
-        end_(keys.end) {}
-
-  void Read(DecodeBlock* block) {
-    block->count = 0;
-    while (next_ < end_ && block->count < most_) {
-      const int64_t in_page = cache_.page_tokens - next_ % cache_.page_tokens;
-      const auto rows = static_cast<int>(std::min({in_page, end_ - next_, int64_t{most_ - block->count}}));
-      const std::byte* key = KeyAt(cache_, pages_, next_, kv_head_);
-      const std::byte* value = ValueAt(cache_, pages_, next_, kv_head_);
-      for (int i = 0; i < rows; ++i, key += cache_.key_row_stride, value += cache_.value_row_stride) {
-        block->key[block->count + i] = key;
-        block->value[block->count + i] = value;
-      }
-      block->count += rows;
-      next_ += rows;
-    }
+  TaskQueue(size_t tasks, int threads) : tasks_(tasks), threads_(threads) {}
+  // [begin, end); empty when none is left.
+  std::pair<size_t, size_t> Take() {
+    size_t begin = next_.load(std::memory_order_relaxed), end = 0;
+    do {
+      end = std::min(tasks_, begin + 1 + (tasks_ - std::min(begin, tasks_)) / (2 * static_cast<size_t>(threads_)));
+    } while (begin < tasks_ && !next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    return {std::min(begin, tasks_), end};
   }
 
  private:
-  const CacheLayer& cache_;
-  std::span<const int32_t> pages_;
-  int kv_head_;
-  int most_;
-  int64_t next_, end_;
+  const size_t tasks_;
+  const int threads_;
+  std::atomic<size_t> next_ = 0;
 };
 
 class CpuDecoder final : public DecodeKernel {
@@ -138,7 +126,9 @@ class CpuDecoder final : public DecodeKernel {
     DecodeState prototype = StateOf(args);
     // At least one: Highway ends the process when asked for nothing.
     const Partials partials(std::max<size_t>(1, wave.partials), prototype.v_stride);
-    for (const DecodePairs& pairs : wave.pairs) prototype.most_pairs = std::max(prototype.most_pairs, pairs.pairs());
+    for (const DecodeTask& task : wave.tasks) {
+      prototype.most_pairs = std::max(prototype.most_pairs, PairsOf(wave, task));
+    }
     const size_t query = static_cast<size_t>(prototype.most_pairs) * prototype.qk_stride;
     const size_t key = static_cast<size_t>(kDecodeKeys) * prototype.qk_stride;
     const size_t value = static_cast<size_t>(kDecodeKeys) * prototype.v_stride;
@@ -146,7 +136,8 @@ class CpuDecoder final : public DecodeKernel {
     const size_t scratch = set_.scratch_floats != nullptr ? set_.scratch_floats(prototype) : 0;
     const size_t floats = query + key + value + score + scratch;
     std::atomic<bool> failed = !partials.ok();
-    const int threads = static_cast<int>(std::clamp<size_t>(wave.chunks.size(), 1, args.threads));
+    const int threads = static_cast<int>(std::clamp<size_t>(wave.tasks.size(), 1, args.threads));
+    TaskQueue queue(wave.tasks.size(), threads);
 #pragma omp parallel num_threads(threads)
     {
       const Floats arena = hwy::AllocateAligned<float>(floats);
@@ -158,10 +149,10 @@ class CpuDecoder final : public DecodeKernel {
       state.score = state.value + value;
       state.scratch = state.score + score;
       if (set_.begin != nullptr) set_.begin();
-#pragma omp for schedule(dynamic)
-      for (size_t i = 0; i < wave.chunks.size(); ++i) {
-        if (!failed && !IsSet(args.cancelled)) Fold(args, wave, wave.chunks[i], partials, state);
+      for (auto [begin, end] = queue.Take(); begin < end && !failed; std::tie(begin, end) = queue.Take()) {
+        Fold(args, wave, begin, end, partials, state);
       }
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (size_t i = 0; i < wave.pairs.size(); ++i) {
         for (int pair = 0; pair < wave.pairs[i].pairs(); ++pair) {
@@ -174,10 +165,15 @@ class CpuDecoder final : public DecodeKernel {
     return absl::ResourceExhaustedError(absl::StrCat(name_, ": no memory for partial results"));
   }
 
-  void Fold(const DecodeArgs& args, const DecodeWave& wave, const DecodeChunk& chunk, const Partials& partials,
-            DecodeState& state) const {
-    const DecodePairs& pairs = wave.pairs[chunk.pairs];
-    const size_t count = pairs.pairs();
+  static int PairsOf(const DecodeWave& wave, const DecodeTask& task) {
+    return static_cast<int>(task.chunks) * wave.pairs[wave.chunks[task.first_chunk].pairs].pairs();
+  }
+
+  // Empty partial results, and the queries.
+  void Begin(const DecodeArgs& args, const DecodeWave& wave, const DecodeTask& task, const Partials& partials,
+             DecodeState& state) const {
+    const DecodeChunk& chunk = wave.chunks[task.first_chunk];
+    const size_t count = PairsOf(wave, task);
     state.output = partials.output.get() + chunk.first_partial * state.v_stride;
     state.max = partials.max.get() + chunk.first_partial;
     state.sum = partials.sum.get() + chunk.first_partial * kDecodeLanes;
@@ -186,26 +182,39 @@ class CpuDecoder final : public DecodeKernel {
     std::fill_n(state.max, count, kNoMax);
     std::fill_n(state.sum, count * kDecodeLanes, 0.0f);
     std::fill_n(state.weight, count * kDecodeLanes, 0.0f);
-    for (int pair = 0; pair < pairs.pairs(); ++pair) {
-      set_.load_query(state, pair, args.query.At(RowOf(pairs, pair), HeadOf(pairs, pair)));
-    }
-    if (set_.pack_queries != nullptr) set_.pack_queries(state, pairs.pairs());
-    for (const DecodeSegment& segment : Segments(pairs, chunk.keys)) {
-      BlockReader reader(args, pairs, segment.keys, set_.block_keys);
-      DecodeBlock blocks[2];
-      static constexpr DecodeBlock nothing{};
-      int now = 0;
-      reader.Read(&blocks[now]);
-      while (blocks[now].count > 0 && !IsSet(args.cancelled)) {
-        reader.Read(&blocks[1 - now]);
-        set_.load_block(state, blocks[now], blocks[1 - now]);
-        for (const DecodeSegment::Run& run : segment.runs) {
-          const DecodeBlock& next = &run == &segment.runs.front() ? blocks[1 - now] : nothing;
-          set_.fold(state, blocks[now], next, run.first, run.count);
-        }
-        now = 1 - now;
+    int place = 0;  // pairs of a head lie behind those of the head before
+    for (const DecodePairs& pairs : std::span(wave.pairs).subspan(chunk.pairs, task.chunks)) {
+      for (int pair = 0; pair < pairs.pairs(); ++pair) {
+        set_.load_query(state, place++, args.query.At(RowOf(pairs, pair), HeadOf(pairs, pair)));
       }
     }
+    if (set_.pack_queries != nullptr) set_.pack_queries(state, place);
+  }
+
+  // Tasks [begin, end).
+  void Fold(const DecodeArgs& args, const DecodeWave& wave, size_t begin, size_t end, const Partials& partials,
+            DecodeState& state) const {
+    DecodeReader reader(args, wave, begin, end, set_.block_keys);
+    DecodePlace places[2];
+    static constexpr DecodeBlock nothing{};
+    int now = 0;
+    size_t begun = begin;
+    Begin(args, wave, wave.tasks[begun], partials, state);
+    bool more = reader.Next(&places[now]);
+    while (more && !IsSet(args.cancelled)) {
+      const DecodePlace& place = places[now];
+      more = reader.Next(&places[1 - now]);
+      while (begun < place.task) Begin(args, wave, wave.tasks[++begun], partials, state);
+      const int each = wave.pairs[wave.chunks[wave.tasks[place.task].first_chunk].pairs].pairs();
+      set_.load_block(state, place.block, places[1 - now].block);
+      for (const DecodeSegment::Run& run : place.segment->runs) {
+        const DecodeBlock& next = &run == &place.segment->runs.front() ? places[1 - now].block : nothing;
+        set_.fold(state, place.block, next, static_cast<int>(place.head) * each + run.first, run.count);
+      }
+      now = 1 - now;
+    }
+    // Tasks behind the last visible key have partial results too.
+    while (begun + 1 < end) Begin(args, wave, wave.tasks[++begun], partials, state);
   }
 
   void Merge(const DecodeArgs& args, const DecodeWave& wave, const DecodePairs& pairs, int pair,
@@ -213,12 +222,12 @@ class CpuDecoder final : public DecodeKernel {
     float* const merged = state.value;  // of this thread, free by now and long enough
     float max = kNoMax;
     for (size_t i = 0; i < pairs.chunks(); ++i) {
-      max = std::max(max, partials.max[wave.chunks[pairs.first_chunk + i].first_partial + pair]);
+      max = std::max(max, partials.max[wave.chunks[pairs.chunk(i)].first_partial + pair]);
     }
     std::memset(merged, 0, state.v_stride * sizeof(float));
     double sum = 0, weight = 0;
     for (size_t i = 0; i < pairs.chunks(); ++i) {
-      const size_t partial = wave.chunks[pairs.first_chunk + i].first_partial + pair;
+      const size_t partial = wave.chunks[pairs.chunk(i)].first_partial + pair;
       const float factor = std::exp(partials.max[partial] - max);
       sum += factor * SumLanes(partials.sum.get() + partial * kDecodeLanes);
       weight += factor * SumLanes(partials.weight.get() + partial * kDecodeLanes);

@@ -1,6 +1,7 @@
 #include "kernels/cpu/decode_plan.h"
 
 #include <algorithm>
+#include <span>
 
 #include "kernels/cpu/decode.h"
 #include "kernels/decode_check.h"
@@ -8,7 +9,8 @@
 namespace tessera::cpu {
 namespace {
 
-// Pairs that share one pass over the keys: 128 query rows of width 576 and outputs of width 512 take 560 KiB.
+// Pairs that share one pass over the keys, of all heads of a task together: 128 query rows of width 576 and outputs of
+// width 512 take 560 KiB.
 constexpr int kMostPairs = 128;
 
 // Partial results held at a time.
@@ -25,12 +27,12 @@ HeadRange QueryHeadsOf(const DecodeArgs& args, int kv_head) {
 }
 
 // Writing and merging a chunk's partial results must cost little beside its products: the former grows with pairs * v
-// width, so the fewest keys do too. About 64 chunks per sequence keep that many threads busy.
-int64_t ChunkKeys(const DecodeArgs& args, int pairs, int64_t keys, int64_t siblings) {
-  constexpr int64_t kChunks = 64;
+// width, so the fewest keys do too. About 64 tasks per sequence keep that many threads busy.
+int64_t ChunkKeys(const DecodeArgs& args, int pairs, int64_t keys, int64_t tasks_abreast) {
+  constexpr int64_t kTasks = 64;
   const int64_t fewest =
       std::clamp<int64_t>(RoundUp(int64_t{pairs} * args.cache.v_width / 64, kDecodeKeys), 4 * kDecodeKeys, 2048);
-  return std::max(fewest, RoundUp(keys * siblings / kChunks, kDecodeKeys));
+  return std::max(fewest, RoundUp(keys * tasks_abreast / kTasks, kDecodeKeys));
 }
 
 void AppendPairs(const DecodeArgs& args, const DecodeSequence& sequence, std::vector<DecodePairs>* all) {
@@ -56,7 +58,23 @@ void AppendPairs(const DecodeArgs& args, const DecodeSequence& sequence, std::ve
           any ? Range{std::min(pairs.keys.begin, visible.begin), std::max(pairs.keys.end, visible.end)} : visible;
       any = true;
     }
-    pairs.chunk_keys = ChunkKeys(args, pairs.pairs(), pairs.keys.size(), static_cast<int64_t>(all->size() - before));
+  }
+  // Neighbours that see the same keys with as many pairs each share tasks.
+  size_t tasks_abreast = 0;
+  for (size_t i = before; i < all->size(); i += (*all)[i].task_chunks, ++tasks_abreast) {
+    DecodePairs& first = (*all)[i];
+    const auto fits = [&](size_t other) {
+      const DecodePairs& pairs = (*all)[other];
+      return pairs.rows == first.rows && pairs.heads.size() == first.heads.size() && pairs.keys == first.keys &&
+             static_cast<int>(other - i + 1) * first.pairs() <= kMostPairs;
+    };
+    size_t end = i + 1;
+    while (end < all->size() && fits(end)) ++end;
+    for (size_t member = i; member < end; ++member) (*all)[member].task_chunks = end - i;
+  }
+  for (size_t i = before; i < all->size(); ++i) {
+    DecodePairs& pairs = (*all)[i];
+    pairs.chunk_keys = ChunkKeys(args, pairs.pairs(), pairs.keys.size(), static_cast<int64_t>(tasks_abreast));
   }
 }
 
@@ -67,17 +85,24 @@ std::vector<DecodeWave> PlanDecode(const DecodeArgs& args) {
   for (const DecodeSequence& sequence : args.sequences) AppendPairs(args, sequence, &all);
   const size_t most = std::max<size_t>(1, kWaveBytes / (PaddedWidth(args.cache.v_width) * sizeof(float)));
   std::vector<DecodeWave> waves;
-  for (DecodePairs& pairs : all) {
-    const size_t partials = pairs.chunks() * static_cast<size_t>(pairs.pairs());
+  for (size_t i = 0; i < all.size(); i += all[i].task_chunks) {
+    const std::span<DecodePairs> together = std::span(all).subspan(i, all[i].task_chunks);
+    const DecodePairs& first = together.front();
+    const size_t partials = first.chunks() * static_cast<size_t>(first.pairs()) * together.size();
     if (waves.empty() || waves.back().partials + partials > most) waves.emplace_back();
     DecodeWave& wave = waves.back();
-    pairs.first_chunk = wave.chunks.size();
-    for (int64_t key = pairs.keys.begin; key < pairs.keys.end; key += pairs.chunk_keys) {
-      wave.chunks.push_back(
-          {wave.pairs.size(), {key, std::min(pairs.keys.end, key + pairs.chunk_keys)}, wave.partials});
-      wave.partials += pairs.pairs();
+    for (size_t member = 0; member < together.size(); ++member) {
+      together[member].first_chunk = wave.chunks.size() + member;
     }
-    wave.pairs.push_back(pairs);
+    for (int64_t key = first.keys.begin; key < first.keys.end; key += first.chunk_keys) {
+      wave.tasks.push_back({wave.chunks.size(), together.size()});
+      for (size_t member = 0; member < together.size(); ++member) {
+        wave.chunks.push_back(
+            {wave.pairs.size() + member, {key, std::min(first.keys.end, key + first.chunk_keys)}, wave.partials});
+        wave.partials += first.pairs();
+      }
+    }
+    wave.pairs.insert(wave.pairs.end(), together.begin(), together.end());
   }
   return waves;
 }
