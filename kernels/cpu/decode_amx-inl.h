@@ -15,13 +15,14 @@
 //     products take 64. Beside the products: the rest of the softmax, 18 operations (9 of them multiplier's, which run
 //     at one a cycle while the tile unit works) for each of 384 vectors in the 9,200 of the scores; packing, 1,024
 //     permutations at two cycles in the 8,200 of the values.
-//   1 to 16 pairs: scores 1,150; packing 2,100, which hides the products with the values, 1,000; softmax 800; tiles of
-//     scores and outputs 400. In all 4,500, whatever the number of pairs. The 73.7 KB of the rows take 9,200 to 14,700
-//     at 5 to 8 bytes a cycle.
+//   1 to 16 pairs: scores 1,150; packing 2,100 of permutations, 3,500 where its lines come slowly from the second-level
+//     cache, which hides the products with the values, 1,000; softmax 800; tiles of scores and outputs 400. In all
+//     4,500 to 6,000, whatever the number of pairs. The 73.7 KB of the rows take 9,200 to 14,700 at 5 to 8 bytes a
+//     cycle.
 // Without tiles, vdpbf16ps takes two cycles on processors that have them: 4,400 a pair, and the packing. So tiles win
-// on this shape from the first pair on. Their loss is greatest for one pair of few columns: at 128/128, 1,900 for 1 to
-// 16 pairs against 1,600 for one and 2,700 for two; but reading 32.8 KB takes 4,100 to 6,600. So where there are tiles,
-// this decoder goes before that of AVX-512 BF16 for every shape.
+// on this shape from the first pair on. Their loss is greatest for one pair of few columns: at 128/128, 2,000 to 2,500
+// for 1 to 16 pairs against 1,600 for one and 2,700 for two; but reading 32.8 KB takes 4,100 to 6,600. So where there
+// are tiles, this decoder goes before that of AVX-512 BF16 for every shape.
 //
 // This file has been run on a tile unit in software only; nothing here is a measurement of it.
 #if HWY_TARGET == HWY_AVX3
@@ -91,12 +92,11 @@ class TileFold {
   int KeyProducts(int group) const {
     return Tiles16(block_.count) * Tiles16(PairsOf(group)) * (layout_.depth / kTileRows);
   }
-  int PackPieces() const { return steps_ * Layout::kStepKeys / 2; }
   // Times that Ask is called: once for each product and each piece of what is done beside them.
   int64_t Turns() const {
     const int64_t tiles = Tiles16(pairs_);
     return tiles * Tiles16(block_.count) * (layout_.depth / kTileRows) + tiles * Weigher::Pieces(block_.count) +
-           int64_t{strips_} * (tiles * 2 * steps_ + PackPieces());
+           int64_t{strips_} * (tiles * 2 * steps_ + ValuePacker::Pieces(block_.count));
   }
 
   // Scores are [key][pair] in columns of whole tiles; of a group and the one before it.
@@ -118,7 +118,7 @@ class TileFold {
   }
   void Pack(int strip, int products) {
     packer_.Start(strip * Layout::kColumns, Strip(strip));
-    StartBeside(false, PackPieces(), products);
+    StartBeside(false, ValuePacker::Pieces(block_.count), products);
   }
   void StartBeside(bool weighing, int pieces, int products) {
     weighing_ = weighing;

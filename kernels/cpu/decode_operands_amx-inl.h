@@ -80,44 +80,70 @@ inline void LoadKeys(const DecodeState& state, const DecodeBlock& block, const D
   }
 }
 
-// Packs kColumns columns of a block's values, one pair of keys after the other: columns at a time, because then they
-// stay in the first-level cache until every pair's weights have met them.
+// Packs kColumns columns of a block's values, a few keys at a time: columns, because then they stay in the first-level
+// cache until every pair's weights have met them.
 class ValuePacker {
  public:
   ValuePacker(const DecodeState& state, const DecodeBlock& block) : block_(block), width_(state.v_width) {}
 
+  // Calls of Piece() that a block takes.
+  static int Pieces(int count) {
+    return (count + DecodeTileLayout::kStepKeys - 1) / DecodeTileLayout::kStepKeys * kPiecesPerStep;
+  }
+
   // Columns from `first` on, to [keys / 2][kColumns].
   void Start(int first, uint32_t* to) {
-    first_ = first;
+    offset_ = static_cast<size_t>(first) * 2;
+    const int left = width_ - first;
+    present_ = left >= kColumns ? ~__mmask32{0} : (__mmask32{1} << std::max(left, 0)) - 1;
     to_ = to;
     key_ = 0;
   }
-  HWY_INLINE void Piece() {
-    constexpr int kColumns = DecodeTileLayout::kColumns;
-    // A row that is missing is zero, not just its weight: 0 * inf is NaN.
-    const __m512i even = Load(key_), odd = Load(key_ + 1);
-    _mm512_store_si512(to_, interleave_.Low(even, odd));
-    _mm512_store_si512(to_ + kColumns / 2, interleave_.High(even, odd));
-    key_ += 2;
-    to_ += kColumns;
+  HWY_NOINLINE void Piece() {
+    // Of this object the loops use copies: the compiler must take each store for one to its members.
+    const std::byte* const* const rows = block_.value + key_;
+    const size_t offset = offset_;
+    if (HWY_LIKELY(key_ + kPieceKeys <= block_.count && present_ == ~__mmask32{0})) {
+      Pack(interleave_, to_, [=](int key) HWY_ATTR { return _mm512_loadu_si512(rows[key] + offset); });
+    } else {
+      // A row that is missing is zero, not just its weight: 0 * inf is NaN.
+      const int count = block_.count - key_;
+      const __mmask32 present = present_;
+      Pack(interleave_, to_, [=](int key) HWY_ATTR {
+        return key < count ? _mm512_maskz_loadu_epi16(present, rows[key] + offset) : _mm512_setzero_si512();
+      });
+    }
+    key_ += kPieceKeys;
+    to_ += kPieceKeys / 2 * kColumns;
   }
 
  private:
-  HWY_INLINE __m512i Load(int key) const {
-    if (key >= block_.count) return _mm512_setzero_si512();
-    return bfloat16::LoadPairs(reinterpret_cast<const uint16_t*>(block_.value[key]), first_ / 2, width_);
+  static constexpr int kColumns = DecodeTileLayout::kColumns;
+  static constexpr int kPieceKeys = 8;
+  static constexpr int kPiecesPerStep = DecodeTileLayout::kStepKeys / kPieceKeys;
+
+  template <class Load>
+  static HWY_INLINE void Pack(const bfloat16::Interleaver interleave, uint32_t* HWY_RESTRICT to, const Load& load) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kPieceKeys; i += 2, to += kColumns) {
+      const __m512i even = load(i), odd = load(i + 1);
+      _mm512_store_si512(to, interleave.Low(even, odd));
+      _mm512_store_si512(to + kColumns / 2, interleave.High(even, odd));
+    }
   }
 
   const DecodeBlock& block_;
   const int width_;
   const bfloat16::Interleaver interleave_;
-  int first_ = 0, key_ = 0;
+  size_t offset_ = 0;  // bytes
+  __mmask32 present_ = 0;
+  int key_ = 0;
   uint32_t* to_ = nullptr;
 };
 
-// Asks for the lines of the next block, spread evenly over `turns` calls: asked for in bursts, lines fill the queue of
-// outstanding misses and hold up what comes behind. They go to the second-level cache: a block of 256 latent rows is
-// 288 KiB, six times the first.
+// Asks for the lines of the next block, but for the last three at most, spread evenly over `turns` calls: asked for in
+// bursts, lines fill the queue of outstanding misses and hold up what comes behind. One by one, each would cost a call.
+// They go to the second-level cache: a block of 256 latent rows is 288 KiB, six times the first.
 class Ahead {
  public:
   Ahead(const DecodeState& state, const DecodeBlock& next, int64_t turns)
@@ -125,23 +151,37 @@ class Ahead {
         turns_(turns),
         key_bytes_(2 * state.qk_width),
         value_bytes_(state.value_in_key ? 0 : 2 * state.v_width),
-        lines_(int64_t{next.count} * ((key_bytes_ + kLine - 1) / kLine + (value_bytes_ + kLine - 1) / kLine)) {}
+        lines_(int64_t{next.count} * (Lines(key_bytes_) + Lines(value_bytes_))) {}
 
   HWY_INLINE void Ask() {
-    for (credit_ += lines_; credit_ >= turns_; credit_ -= turns_) Next();
+    credit_ += lines_;
+    if (credit_ >= kBurst * turns_) AskLines();
   }
 
  private:
   static constexpr int kLine = 64;
+  static constexpr int kBurst = 4;
+  static int64_t Lines(int bytes) { return (bytes + kLine - 1) / kLine; }
 
-  HWY_INLINE void Next() {
-    const std::byte* const row = in_value_ ? next_.value[row_] : next_.key[row_];
-    _mm_prefetch(reinterpret_cast<const char*>(row + byte_), _MM_HINT_T1);
-    byte_ += kLine;
-    if (byte_ < (in_value_ ? value_bytes_ : key_bytes_)) return;
-    byte_ = 0;
-    in_value_ = !in_value_ && value_bytes_ > 0;
-    if (!in_value_) ++row_;
+  HWY_NOINLINE void AskLines() {
+    const char* line = line_;
+    do {
+      credit_ -= kBurst * turns_;
+      for (int i = 0; i < kBurst; ++i, line += kLine) {
+        if (line >= end_) line = NextRow();
+        _mm_prefetch(line, _MM_HINT_T1);
+      }
+    } while (credit_ >= kBurst * turns_);
+    line_ = line;
+  }
+  // Key rows and value rows by turns, as they are read.
+  const char* NextRow() {
+    const bool value = value_next_;
+    const auto* const row = reinterpret_cast<const char*>(value ? next_.value[row_] : next_.key[row_]);
+    end_ = row + (value ? value_bytes_ : key_bytes_);
+    value_next_ = !value && value_bytes_ > 0;
+    if (!value_next_) ++row_;
+    return row;
   }
 
   const DecodeBlock& next_;
@@ -149,8 +189,10 @@ class Ahead {
   const int key_bytes_, value_bytes_;
   const int64_t lines_;
   int64_t credit_ = 0;
-  int row_ = 0, byte_ = 0;
-  bool in_value_ = false;
+  const char* line_ = nullptr;  // of the row in hand
+  const char* end_ = nullptr;
+  int row_ = 0;
+  bool value_next_ = false;
 };
 
 }  // namespace tessera::cpu::HWY_NAMESPACE::amx

@@ -120,17 +120,20 @@ class Weigher {
   HWY_INLINE void WeighPiece() {
     const __m512 factor = _mm512_set1_ps(factor_), log2e = _mm512_set1_ps(kLog2E), max = _mm512_load_ps(max_);
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    const auto weigh = [&](int key) HWY_ATTR {
-      if (!kWhole && key >= count_) return _mm512_setzero_ps();
+    // Of this object the loop uses copies: the compiler must take each store for one to its members.
+    const float* const scores = score_ + key_ * stride_;
+    const int stride = stride_, count = count_ - key_;
+    const auto weigh = [=](int key) HWY_ATTR {
+      if (!kWhole && key >= count) return _mm512_setzero_ps();
       // The difference is taken in units of the score, where it is exact for the largest ones.
-      const __m512 score = _mm512_load_ps(score_ + key * stride_);
+      const __m512 score = _mm512_load_ps(scores + key * stride);
       return bfloat16::Exp2(_mm512_mul_ps(_mm512_fmsub_ps(score, factor, max), log2e));
     };
     __m512 sum = _mm512_setzero_ps(), rounded_sum = _mm512_setzero_ps();
     uint32_t* const joined = joined_ + key_ % DecodeTileLayout::kStepKeys / 2 * kTileRows;
 #pragma GCC unroll 4
     for (int i = 0; i < kPieceKeys; i += 2) {
-      const __m512 even = weigh(key_ + i), odd = weigh(key_ + i + 1);
+      const __m512 even = weigh(i), odd = weigh(i + 1);
       sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
       const __m512i pairs = JoinPairs(even, odd);
       rounded_sum = _mm512_add_ps(rounded_sum, _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),

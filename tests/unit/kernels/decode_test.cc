@@ -2,12 +2,16 @@
 #include "kernels/decode.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <tuple>
 
+#include "tests/unit/kernels/amx_software.h"
 #include "tests/unit/kernels/decode_problem.h"
 
 namespace tessera::testing {
@@ -94,6 +98,49 @@ TEST(Decode, TilesOfHeadsAndKeysAgreeWithFp64OnEveryImplementation) {
       judge.ExpectAccurate(Decode(*kernel, problem));
     }
   }
+}
+
+// Rows that end where the memory does. Keys that tiles or vectors take together may be fewer than these hold.
+TEST(Decode, ReadsNothingBehindTheLastRow) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  constexpr size_t kPages = 16;
+  void* const memory = mmap(nullptr, (kPages + 1) * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  auto* const end = static_cast<std::byte*>(memory) + kPages * page;
+  ASSERT_EQ(mprotect(end, page, PROT_NONE), 0);
+  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    for (int width : {7, 32, 40, 64}) {
+      for (int64_t rows : {1, 5, 16, 20, 32, 47, 70}) {
+        DecodeArgs args;
+        std::byte* const first = end - rows * width * static_cast<int64_t>(SizeInBytes(dtype));
+        for (int64_t i = 0; i < rows * width; ++i) StoreFromFloat(first, dtype, i, 1.0f);
+        args.cache.key = args.cache.value = first;
+        args.cache.dtype = dtype;
+        args.cache.qk_width = args.cache.v_width = width;
+        args.cache.page_tokens = static_cast<int>(rows);
+        args.cache.key_row_stride = args.cache.value_row_stride = width * static_cast<int64_t>(SizeInBytes(dtype));
+        const int32_t pages[] = {0};
+        const Range visible[] = {{0, rows}};
+        const DecodeSequence sequences[] = {{0, pages, visible}};
+        args.sequences = sequences;
+        args.group = 3;
+        Tensor query(dtype, 1, 3, width);
+        query.Fill(0.5f);
+        args.query = query.view();
+        for (const DecodeKernel* kernel : TestedDecoders({dtype, width, width, true})) {
+          const Decoded decoded(1, 3, width);
+          args.output = decoded.output.view();
+          args.lse = decoded.lse.view();
+          ASSERT_TRUE(kernel->Decode(args).ok()) << kernel->name();
+          for (int h = 0; h < 3; ++h) {
+            EXPECT_NEAR(decoded.output.Get(0, h, width - 1), 1.0, 1e-5) << kernel->name() << " rows " << rows;
+            EXPECT_NEAR(decoded.lse.Get(0, h, 0), 0.5 * width + std::log(rows), 1e-4) << kernel->name();
+          }
+        }
+      }
+    }
+  }
+  munmap(memory, (kPages + 1) * page);
 }
 
 TEST(Decode, BitsDependNeitherOnThreadsNorOnTheOtherSequences) {
@@ -282,6 +329,21 @@ TEST(DecodeRegistry, ReferenceIsLastAndRefusalsNameEveryImplementation) {
     EXPECT_NE(unknown.status().message().find(name + ": not the one asked for"), std::string_view::npos);
     EXPECT_NE(impossible.status().message().find("\n  " + name + ": "), std::string_view::npos);
   }
+}
+
+// The decoder for tiles, over the unit that is there everywhere.
+TEST(DecodeRegistry, TilesAreForBFloat16) {
+  const DecodeKernel* const software = SoftwareAmxDecoder();
+  if (software == nullptr) GTEST_SKIP() << "this processor has no AVX-512 BF16";
+  EXPECT_EQ(software->WhyNot({DType::kBFloat16, 576, 512, true}), "");
+  EXPECT_EQ(software->WhyNot({DType::kFloat16, 576, 512, true}), "it multiplies bf16, not fp16");
+  EXPECT_EQ(software->WhyNot({DType::kFloat32, 128, 128, false}), "it multiplies bf16, not fp32");
+  EXPECT_EQ(software->WhyNot({DType::kBFloat16, 5000, 512, true}), "widths must lie in [1, 4096]");
+  const auto kernels = DecodeKernels();
+  const auto tiles = std::find_if(kernels.begin(), kernels.end(), [](auto* k) { return k->name() == "cpu-amx"; });
+  ASSERT_NE(tiles, kernels.end());
+  const std::string reason = (*tiles)->WhyNot({DType::kBFloat16, 576, 512, true});
+  EXPECT_TRUE(reason.empty() || reason == "this processor or system has no AMX for bf16") << reason;
 }
 
 TEST(DecodeRegistry, WhatIsRefusedDoesNotRun) {
