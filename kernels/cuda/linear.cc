@@ -49,21 +49,23 @@ std::string Describe(const LinearMap& map, int64_t rows) {
                       std::string(Name(map.dtype)));
 }
 
-Status CheckView(std::string_view name, const ConstTensorView& view, const LinearMap& map, int width, DType dtype) {
-  if (view.heads != map.batch || view.width != width || view.dtype != dtype) {
-    return absl::InvalidArgumentError(absl::StrCat("cuda linear: ", std::string(name), " is [", view.rows, ", ",
-                                                   view.heads, ", ", view.width, "] ", std::string(Name(view.dtype)),
-                                                   "; the map needs [rows, ", map.batch, ", ", width, "] ",
-                                                   std::string(Name(dtype))));
-  }
-  // cuBLAS counts in int.
+// cuBLAS counts in int.
+Status CheckRows(std::string_view name, const ConstTensorView& view) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  if (view.elements() > 0 && (view.rows > kMost || view.row_stride > kMost || view.row_stride < width)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cuda linear: ", std::string(name), " has ", view.rows, " rows, a row every ", view.row_stride,
-                     " elements; rows are at most ", kMost, ", and ", width, " to ", kMost, " elements apart"));
+  if (view.elements() == 0 || (view.rows <= kMost && view.row_stride <= kMost && view.row_stride >= view.width)) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("cuda linear: ", std::string(name), " has ", view.rows,
+                                                 " rows, a row every ", view.row_stride, " elements; rows are at most ",
+                                                 kMost, ", and ", view.width, " to ", kMost, " elements apart"));
+}
+
+Status CheckView(std::string_view name, const ConstTensorView& view, const LinearMap& map, int width, DType dtype) {
+  if (view.heads == map.batch && view.width == width && view.dtype == dtype) return CheckRows(name, view);
+  return absl::InvalidArgumentError(absl::StrCat("cuda linear: ", std::string(name), " is [", view.rows, ", ",
+                                                 view.heads, ", ", view.width, "] ", std::string(Name(view.dtype)),
+                                                 "; the map needs [rows, ", map.batch, ", ", width, "] ",
+                                                 std::string(Name(dtype))));
 }
 
 }  // namespace
@@ -122,6 +124,30 @@ Status Cublas::Apply(const LinearMap& map, const ConstTensorView& x, float scale
                                                 x_pitch, x.head_stride, &beta, y.data, CUDA_R_32F, y_pitch,
                                                 y.head_stride, map.batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                      "cublasGemmStridedBatchedEx", Describe(map, x.rows));
+}
+
+Status Cublas::AddMoments(const ConstTensorView& x, const void* ones, float* second, float* first,
+                          CUstream_st* stream) {
+  TESSERA_ASSIGN_OR_RETURN(const cudaDataType type, TypeOf(x.dtype));
+  if (x.heads != 1) {
+    return absl::InvalidArgumentError(absl::StrCat("cuda linear: x has ", x.heads, " heads; moments are of rows of 1"));
+  }
+  TESSERA_RETURN_IF_ERROR(CheckRows("x", x));
+  if (x.elements() == 0) return absl::OkStatus();
+  TESSERA_RETURN_IF_ERROR(UseStream(stream));
+  // To the column-major cuBLAS x is [width, rows].
+  const int rows = static_cast<int>(x.rows), width = x.width, pitch = static_cast<int>(x.row_stride);
+  const float one = 1.0f;
+  const std::string what =
+      absl::StrCat(" of the moments of ", x.rows, " rows of ", width, " in ", std::string(Name(x.dtype)));
+  TESSERA_RETURN_IF_ERROR(CheckCublas(
+      cublasGemmEx(handle_.get(), CUBLAS_OP_N, CUBLAS_OP_T, width, width, rows, &one, x.data, type, pitch, x.data, type,
+                   pitch, &one, second, CUDA_R_32F, width, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "cublasGemmEx", what));
+  return CheckCublas(
+      cublasGemmEx(handle_.get(), CUBLAS_OP_N, CUBLAS_OP_N, width, 1, rows, &one, x.data, type, pitch, ones, type, rows,
+                   &one, first, CUDA_R_32F, width, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+      "cublasGemmEx", what);
 }
 
 }  // namespace tessera::cuda

@@ -42,6 +42,11 @@ class Cublas {
   // that do not fit; an error of cuBLAS names the call, the shape and cuBLAS's own words.
   Status Apply(const LinearMap& map, const ConstTensorView& x, float scale, const TensorView& y, CUstream_st* stream);
 
+  // second += x^T x and first += ones x, the moments of rows, with sums in fp32. x [rows, 1, width] fp32, bf16 or fp16
+  // with unit width stride, any number of rows; `ones` [rows] of x's dtype, all 1; second [width, width] and first
+  // [width] fp32, dense. All device memory. Asynchronous and errors as Apply.
+  Status AddMoments(const ConstTensorView& x, const void* ones, float* second, float* first, CUstream_st* stream);
+
  private:
   struct Destroy {
     void operator()(cublasContext* handle) const;
