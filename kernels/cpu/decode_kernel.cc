@@ -1,6 +1,5 @@
 // Decoding on the CPU: threads take tasks, each folds into partial results of its own, and these are merged in
 // the order of the keys.
-#include <hwy/aligned_allocator.h>
 #include <hwy/targets.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include "kernels/cpu/decode_amx.h"
 #include "kernels/cpu/decode_plan.h"
 #include "kernels/cpu/decode_reader.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/decode_check.h"
 
 namespace tessera::cpu {
@@ -30,21 +30,19 @@ namespace {
 constexpr float kNoMax = std::numeric_limits<float>::lowest();
 constexpr int kMaxWidth = 4096;
 
-using Floats = hwy::AlignedFreeUniquePtr<float[]>;
-
-// What chunks leave for the merge. A pair of a chunk that saw nothing has sum 0.
+// What chunks leave for the merge, in memory of the calling thread. A pair of a chunk that saw nothing has sum 0.
 struct Partials {
-  Floats output;  // [partials][v_stride], unnormalised
-  Floats max;     // [partials]
-  Floats sum;     // [partials][kDecodeLanes]
-  Floats weight;  // [partials][kDecodeLanes]
+  float* output;  // [partials][v_stride], unnormalised
+  float* max;     // [partials]
+  float* sum;     // [partials][kDecodeLanes]
+  float* weight;  // [partials][kDecodeLanes]
 
-  Partials(size_t count, int v_stride)
-      : output(hwy::AllocateAligned<float>(count * v_stride)),
-        max(hwy::AllocateAligned<float>(count)),
-        sum(hwy::AllocateAligned<float>(count * kDecodeLanes)),
-        weight(hwy::AllocateAligned<float>(count * kDecodeLanes)) {}
-  bool ok() const { return output != nullptr && max != nullptr && sum != nullptr && weight != nullptr; }
+  static size_t Floats(size_t count, int v_stride) { return count * (v_stride + 2 * kDecodeLanes + 1); }
+  Partials(float* memory, size_t count, int v_stride)
+      : output(memory),
+        max(output + count * (v_stride + 2 * kDecodeLanes)),
+        sum(output + count * v_stride),
+        weight(sum + count * kDecodeLanes) {}
 };
 
 double SumLanes(const float* lanes) {
@@ -124,8 +122,9 @@ class CpuDecoder final : public DecodeKernel {
 
   Status Run(const DecodeArgs& args, const DecodeWave& wave) const {
     DecodeState prototype = StateOf(args);
-    // At least one: Highway ends the process when asked for nothing.
-    const Partials partials(std::max<size_t>(1, wave.partials), prototype.v_stride);
+    static thread_local Scratch partial_memory;
+    float* const memory = partial_memory.Take(Partials::Floats(wave.partials, prototype.v_stride));
+    const Partials partials(memory, wave.partials, prototype.v_stride);
     for (const DecodeTask& task : wave.tasks) {
       prototype.most_pairs = std::max(prototype.most_pairs, PairsOf(wave, task));
     }
@@ -135,16 +134,17 @@ class CpuDecoder final : public DecodeKernel {
     const size_t score = size_t{kDecodeRows} * kDecodeKeys;
     const size_t scratch = set_.scratch_floats != nullptr ? set_.scratch_floats(prototype) : 0;
     const size_t floats = query + key + value + score + scratch;
-    std::atomic<bool> failed = !partials.ok();
+    std::atomic<bool> failed = memory == nullptr;
     const int threads = static_cast<int>(std::clamp<size_t>(wave.tasks.size(), 1, args.threads));
     TaskQueue queue(wave.tasks.size(), threads);
 #pragma omp parallel num_threads(threads)
     {
-      const Floats arena = hwy::AllocateAligned<float>(floats);
+      static thread_local Scratch arena_memory;
+      float* const arena = arena_memory.Take(floats);
       if (arena == nullptr) failed = true;
       DecodeState state = prototype;
-      state.query = reinterpret_cast<std::byte*>(arena.get());
-      state.key = arena.get() + query;
+      state.query = reinterpret_cast<std::byte*>(arena);
+      state.key = arena + query;
       state.value = state.key + key;
       state.score = state.value + value;
       state.scratch = state.score + score;
@@ -160,7 +160,9 @@ class CpuDecoder final : public DecodeKernel {
         }
       }
       if (set_.end != nullptr) set_.end();
+      arena_memory.Release();
     }
+    partial_memory.Release();
     if (!failed) return absl::OkStatus();
     return absl::ResourceExhaustedError(absl::StrCat(name_, ": no memory for partial results"));
   }
@@ -174,10 +176,10 @@ class CpuDecoder final : public DecodeKernel {
              DecodeState& state) const {
     const DecodeChunk& chunk = wave.chunks[task.first_chunk];
     const size_t count = PairsOf(wave, task);
-    state.output = partials.output.get() + chunk.first_partial * state.v_stride;
-    state.max = partials.max.get() + chunk.first_partial;
-    state.sum = partials.sum.get() + chunk.first_partial * kDecodeLanes;
-    state.weight = partials.weight.get() + chunk.first_partial * kDecodeLanes;
+    state.output = partials.output + chunk.first_partial * state.v_stride;
+    state.max = partials.max + chunk.first_partial;
+    state.sum = partials.sum + chunk.first_partial * kDecodeLanes;
+    state.weight = partials.weight + chunk.first_partial * kDecodeLanes;
     std::memset(state.output, 0, count * state.v_stride * sizeof(float));
     std::fill_n(state.max, count, kNoMax);
     std::fill_n(state.sum, count * kDecodeLanes, 0.0f);
@@ -229,9 +231,9 @@ class CpuDecoder final : public DecodeKernel {
     for (size_t i = 0; i < pairs.chunks(); ++i) {
       const size_t partial = wave.chunks[pairs.chunk(i)].first_partial + pair;
       const float factor = std::exp(partials.max[partial] - max);
-      sum += factor * SumLanes(partials.sum.get() + partial * kDecodeLanes);
-      weight += factor * SumLanes(partials.weight.get() + partial * kDecodeLanes);
-      set_.add(factor, partials.output.get() + partial * state.v_stride, state.v_stride, merged);
+      sum += factor * SumLanes(partials.sum + partial * kDecodeLanes);
+      weight += factor * SumLanes(partials.weight + partial * kDecodeLanes);
+      set_.add(factor, partials.output + partial * state.v_stride, state.v_stride, merged);
     }
     const bool seen = sum != 0;  // also true for NaN
     float* const output = static_cast<float*>(args.output.At(RowOf(pairs, pair), HeadOf(pairs, pair)));

@@ -27,11 +27,11 @@ HeadRange QueryHeadsOf(const DecodeArgs& args, int kv_head) {
 }
 
 // Writing and merging a chunk's partial results must cost little beside its products: the former grows with pairs * v
-// width, so the fewest keys do too. About 64 tasks per sequence keep that many threads busy.
+// width, so the fewest keys do too. About 32 tasks per sequence keep that many threads busy.
 int64_t ChunkKeys(const DecodeArgs& args, int pairs, int64_t keys, int64_t tasks_abreast) {
-  constexpr int64_t kTasks = 64;
+  constexpr int64_t kTasks = 32;
   const int64_t fewest =
-      std::clamp<int64_t>(RoundUp(int64_t{pairs} * args.cache.v_width / 64, kDecodeKeys), 4 * kDecodeKeys, 2048);
+      std::clamp<int64_t>(RoundUp(int64_t{pairs} * args.cache.v_width / 32, kDecodeKeys), 4 * kDecodeKeys, 2048);
   return std::max(fewest, RoundUp(keys * tasks_abreast / kTasks, kDecodeKeys));
 }
 
