@@ -8,6 +8,9 @@ tessera_packages=(
   nlohmann-json3-dev libcli11-dev librandom123-dev
   libgtest-dev libgmock-dev
 )
+# What tests use besides: a compiler for Arm.
+# shellcheck disable=SC2034  # used by tests/run
+tessera_test_packages=(g++-aarch64-linux-gnu)
 # What the PyTorch door and benchmarks/lm need besides.
 # shellcheck disable=SC2034  # used by tests/run
 tessera_torch_packages=(python3-torch libtorch-dev pybind11-dev python3-dev python3-tqdm python3-matplotlib)
