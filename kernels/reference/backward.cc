@@ -156,6 +156,7 @@ StatusOr<Gradients> AttentionBackward(const ConstTensorView& query, const ConstT
     Copy(dk, kv_head, key, &result.key);
     Copy(dv, kv_head, value, &result.value);
   }
+  result.lse = forward.lse;
   return result;
 }
 

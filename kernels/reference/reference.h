@@ -26,6 +26,7 @@ struct Gradients {
   std::vector<double> key;    // [Sk, Hk, D]
   std::vector<double> value;  // [Sk, Hk, Dv]
   std::vector<double> sink;   // [H], empty without sinks
+  std::vector<double> lse;    // [Sq, H], of the forward pass
 };
 
 // Gradients of sum(output * output_gradient) over the whole problem, in fp64 throughout: output, LSE and delta are its

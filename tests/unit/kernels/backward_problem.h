@@ -50,6 +50,7 @@ class GradientJudge {
   // rounding, and only these tell how much is due.
   GradientResult size_;
   double largest_lse_ = 0;
+  double lse_error_ = 0;  // of what the kernels are given, root mean square
 };
 
 }  // namespace tessera::testing
