@@ -40,6 +40,7 @@ struct CudaAttention::State {
 };
 
 Status CudaAttention::State::Prepare(const PlanSpec& spec, const CudaAttentionOptions& options) {
+  gpu.LimitStep(options.longest_step);
   const Problem& problem = spec.problem;
   const CudaDevice& device = gpu.device();
   const cuda::AttendTraits traits{problem.dtype, problem.qk_width, problem.v_width,

@@ -2,6 +2,7 @@
 // (runtime/engine/attention.h); messages are NCCL's, and a communicator of the host agrees, watches and reports.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,6 +20,8 @@ namespace tessera {
 struct CudaAttentionOptions {
   std::string kernel;     // implementation by name; empty = the fastest that serves problem and GPU
   bool backward = false;  // also prepare Backward(): its plan and slots
+  // A step of computation that takes longer ends the operator with DeadlineExceeded.
+  std::chrono::milliseconds longest_step = std::chrono::minutes(10);
 };
 
 // The caller's tensors of a backward pass, as BackwardTensors but in device memory.

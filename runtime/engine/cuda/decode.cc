@@ -74,6 +74,7 @@ struct CudaDecodeAttention::State {
 };
 
 Status CudaDecodeAttention::State::Prepare(const CudaDecodeOptions& options) {
+  gpu.LimitStep(options.longest_step);
   value_in_key = options.value_in_key;
   limits = LimitsOf(options);
   TESSERA_RETURN_IF_ERROR(Validate(limits));

@@ -2,6 +2,7 @@
 // messages are NCCL's, and a communicator of the host agrees, watches and reports.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,6 +30,8 @@ struct CudaDecodeOptions {
   int64_t max_pages = 0;      // page numbers of all sequences of a step; a page that two share counts twice
   int page_tokens = 64;       // of the cache
   int64_t expected_rows = 0;  // cached rows of one sequence on one rank, about
+  // A step of computation that takes longer ends the operator with DeadlineExceeded.
+  std::chrono::milliseconds longest_step = std::chrono::minutes(10);
 };
 
 // One rank's end. Not thread-safe; one execution at a time. Every thread that calls it has made `device` current.

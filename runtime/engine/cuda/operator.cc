@@ -68,7 +68,7 @@ Status CudaOperator::Execute(CudaExecutor& executor, std::shared_ptr<const void>
 
 // Executions may be many, one per layer; the oldest is the one that the GPU is in.
 Status CudaOperator::Wait(CudaExecutor::Position& position) {
-  auto next_health = Clock::now();
+  auto next_health = Clock::now(), moved = next_health;
   const CudaExecutor::Marks* reported = nullptr;
   for (;;) {
     TESSERA_RETURN_IF_ERROR(Retire());
@@ -80,6 +80,7 @@ Status CudaOperator::Wait(CudaExecutor::Position& position) {
     // never come would be waited for without end.
     if (reported != oldest.marks.get() || before != position) {
       reported = oldest.marks.get();
+      moved = Clock::now();
       // What follows the program are sums over ranks.
       const bool waits = position.waits || position.done;
       control_.ReportProgress({waits ? RankState::kWaiting : RankState::kComputing, position.step});
@@ -87,6 +88,11 @@ Status CudaOperator::Wait(CudaExecutor::Position& position) {
     if (const auto now = Clock::now(); now >= next_health) {
       TESSERA_RETURN_IF_ERROR(data_.Poll());
       TESSERA_RETURN_IF_ERROR(control_.Health());
+      // While a rank waits, peers are judged by Health; a rank that computes is never taken for one that stands still.
+      if (!position.waits && now - moved > longest_step_) {
+        return absl::DeadlineExceededError(absl::StrFormat("the GPU has computed for %.1f s without ending this step",
+                                                           std::chrono::duration<double>(now - moved).count()));
+      }
       next_health = now + kHealthInterval;
     }
     std::this_thread::sleep_for(kPollInterval);

@@ -2,6 +2,7 @@
 // to, executions that are submitted, marked and waited for, and an error that sticks. Internal to the engine.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -18,6 +19,9 @@ namespace tessera {
 
 class CudaOperator {
  public:
+  // Of one step of computation: no kernel is meant to run for minutes, and one that never ends must not be waited for.
+  static constexpr std::chrono::milliseconds kLongestStep = std::chrono::minutes(10);
+
   // The communicators outlive this.
   CudaOperator(Communicator& control, StreamCommunicator& data, const CudaDevice& device)
       : control_(control), data_(data), device_(device) {}
@@ -25,6 +29,8 @@ class CudaOperator {
   // Collective over `control`: makes this ready and calls `prepare`. All ranks succeed, or all return the first error.
   // InvalidArgument when the communicators do not have the same ranks.
   Status Prepare(const std::function<Status()>& prepare, std::string_view what);
+  // The longest that Synchronize waits for one step of computation.
+  void LimitStep(std::chrono::milliseconds longest) { longest_step_ = longest; }
 
   // Calls `submit`, which submits `executor`'s program to `stream` and what belongs to it, and marks the end. The first
   // error sticks, ends the communication on this rank and tells the peers. Under capture nothing runs, so nothing is
@@ -32,9 +38,9 @@ class CudaOperator {
   Status Execute(CudaExecutor& executor, std::shared_ptr<const void> owner, const std::function<Status()>& submit,
                  CUstream_st* stream);
 
-  // Waits for all executions and watches GPU, NCCL and peers meanwhile. An error of any of them, or a peer that
-  // dies or stalls, ends the communication on this rank and is returned with the rank and the plan step that the GPU
-  // was in. It sticks.
+  // Waits for all executions and watches GPU, NCCL and peers meanwhile. An error of any of them, a peer that dies or
+  // stalls, or a step of computation that takes too long (DeadlineExceeded), ends the communication on this rank and is
+  // returned with the rank and the plan step that the GPU was in. It sticks.
   Status Synchronize();
 
   const Status& failure() const { return failure_; }
@@ -62,6 +68,7 @@ class CudaOperator {
   CudaStream own_;
   std::deque<Execution> executions_;  // under way, the oldest first
   bool has_run_ = false;
+  std::chrono::milliseconds longest_step_ = kLongestStep;
   Status failure_;
 };
 

@@ -1,5 +1,5 @@
-// A job under mpirun that loses a rank while GPUs exchange messages:
-// cuda_failing_job <attention|decode> <none|absent|kill|stop> <victim> <deadline ms> <marker>.
+// A job under mpirun that loses a rank while GPUs exchange messages, or whose GPUs compute for longer than they may:
+// cuda_failing_job <attention|decode> <none|absent|kill|stop|long> <victim> <deadline ms> <marker>.
 // The marker is there for others to find the processes by.
 #include <csignal>
 #include <cstdlib>
@@ -45,22 +45,26 @@ struct Job {
   }
 };
 
-Status MakeAttention(Job& job) {
+// `long_steps`: steps that a virtual GPU, which interprets, takes a good part of a second for, and is not given.
+Status MakeAttention(Job& job, bool long_steps) {
+  const int64_t rows = long_steps ? 1024 : 16;
+  tessera::CudaAttentionOptions options;
+  if (long_steps) options.longest_step = 30ms;
   tessera::Problem problem;
-  problem.query_tokens = problem.key_tokens = 16 * job.control.size();
+  problem.query_tokens = problem.key_tokens = rows * job.control.size();
   problem.query_heads = problem.kv_heads = 2;
   problem.qk_width = problem.v_width = 64;
   problem.dtype = DType::kBFloat16;
   TESSERA_ASSIGN_OR_RETURN(problem.mask, tessera::Mask::Full(problem.query_tokens, problem.key_tokens));
   TESSERA_ASSIGN_OR_RETURN(const tessera::PlanSpec spec,
                            tessera::MakePlanSpec(problem, {.strategy = "ring", .ranks = job.control.size()}));
-  TESSERA_ASSIGN_OR_RETURN(auto made, tessera::CudaAttention::Create(job.control, job.data, job.device, spec));
+  TESSERA_ASSIGN_OR_RETURN(auto made, tessera::CudaAttention::Create(job.control, job.data, job.device, spec, options));
   const std::shared_ptr<tessera::CudaAttention> attention = std::move(made);
   std::vector<TensorView> tensors(4);
   for (TensorView& tensor : tensors) {
-    TESSERA_ASSIGN_OR_RETURN(tensor, job.Tensor(DType::kBFloat16, 16, 2, 64));
+    TESSERA_ASSIGN_OR_RETURN(tensor, job.Tensor(DType::kBFloat16, rows, 2, 64));
   }
-  TESSERA_ASSIGN_OR_RETURN(const TensorView lse, job.Tensor(DType::kFloat32, 16, 2, 1));
+  TESSERA_ASSIGN_OR_RETURN(const TensorView lse, job.Tensor(DType::kFloat32, rows, 2, 1));
   job.run = [&job, attention, tensors, lse] {
     return attention->Forward(tensors[0], tensors[1], tensors[2], tensors[3], lse, {}, job.stream.handle());
   };
@@ -99,7 +103,7 @@ Status RunJob(Job& job, const std::string& fault, int victim) {
     TESSERA_RETURN_IF_ERROR(job.run());
     TESSERA_RETURN_IF_ERROR(job.synchronize());
   }
-  if (job.control.rank() == victim && fault != "none") {
+  if (job.control.rank() == victim && fault != "none" && fault != "long") {
     if (fault == "absent") std::this_thread::sleep_for(60s);
     TESSERA_RETURN_IF_ERROR(job.run());
     std::raise(fault == "stop" ? SIGSTOP : SIGKILL);
@@ -128,7 +132,8 @@ int main(int argc, char** argv) {
     TESSERA_ASSIGN_OR_RETURN(const auto data, tessera::MakeNcclCommunicator(*control, device));
     TESSERA_ASSIGN_OR_RETURN(tessera::CudaStream stream, tessera::CudaStream::Create(device));
     Job job{*control, *data, device, std::move(stream), {}, {}, {}};
-    TESSERA_RETURN_IF_ERROR(argv[1] == std::string("decode") ? MakeDecode(job) : MakeAttention(job));
+    TESSERA_RETURN_IF_ERROR(argv[1] == std::string("decode") ? MakeDecode(job)
+                                                             : MakeAttention(job, argv[2] == std::string("long")));
     const Status ran = RunJob(job, argv[2], std::atoi(argv[3]));
     if (!ran.ok()) (*session)->Abort(3, std::string(ran.message()));
     return ran;

@@ -69,6 +69,17 @@ TEST_P(CudaFailure, AKilledRankIsNamed) {
   EXPECT_THAT(outcome.output, Not(ContainsRegex("rank [02] \\(pid [0-9]+\\) is gone")));
 }
 
+// As a kernel that never ends, but that these do.
+TEST_P(CudaFailure, AStepOfComputationThatTakesTooLongIsNamed) {
+  if (std::getenv("VGPU_DEVICES") == nullptr) GTEST_SKIP() << "needs GPUs this slow, virtual ones";
+  if (GetParam() != std::string("attention")) GTEST_SKIP() << "both operators wait by the same code";
+  const Outcome outcome = Run("long");
+  ExpectEnded(outcome);
+  EXPECT_THAT(outcome.output,
+              ContainsRegex("rank [0-2], plan step [0-9]+ \\([a-z]+\\): the GPU has computed for [0-9]\\.[0-9] s "
+                            "without ending this step"));
+}
+
 INSTANTIATE_TEST_SUITE_P(Operators, CudaFailure, testing::Values("attention", "decode"),
                          [](const auto& info) { return std::string(info.param); });
 
