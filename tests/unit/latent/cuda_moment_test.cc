@@ -5,23 +5,15 @@
 #include <limits>
 #include <random>
 
-#include "runtime/device/cuda/stream.h"
 #include "runtime/latent/cuda/moment.h"
+#include "tests/support/one_gpu.h"
 #include "tests/support/problems.h"
 
 namespace tessera {
 namespace {
 
-class CudaMoment : public ::testing::Test {
+class CudaMoment : public testing::OneGpuTest {
  protected:
-  void SetUp() override {
-    const auto open = [&]() -> Status {
-      TESSERA_ASSIGN_OR_RETURN(device_, CudaDevice::Open(0));
-      TESSERA_ASSIGN_OR_RETURN(stream_, CudaStream::Create(*device_));
-      return absl::OkStatus();
-    };
-    ASSERT_EQ(open(), absl::OkStatus());
-  }
   StatusOr<CudaLatentMoment> Create(int latent, DType dtype) const {
     return CudaLatentMoment::Create(*device_, latent, dtype, stream_.handle());
   }
@@ -43,9 +35,6 @@ class CudaMoment : public ::testing::Test {
     TESSERA_RETURN_IF_ERROR(moment.Add(view));
     return stream_.Synchronize("adding latents");
   }
-
-  std::optional<CudaDevice> device_;
-  CudaStream stream_;
 };
 
 // Latents whose columns have different sizes and lean on each other, with a mean.

@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/row_ops.h"
 #include "runtime/latent/cuda/projections.h"
+#include "tests/support/one_gpu.h"
 #include "tests/support/problems.h"
 #include "tests/unit/latent/projections64.h"
 
@@ -29,24 +30,12 @@ double Epsilon(DType dtype) {
   return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
 }
 
-class CudaProjections : public ::testing::Test {
+class CudaProjections : public testing::OneGpuTest {
  protected:
-  void SetUp() override {
-    const auto open = [&]() -> Status {
-      TESSERA_ASSIGN_OR_RETURN(device_, CudaDevice::Open(0));
-      TESSERA_ASSIGN_OR_RETURN(stream_, CudaStream::Create(*device_));
-      return absl::OkStatus();
-    };
-    ASSERT_EQ(open(), absl::OkStatus());
-  }
-
   StatusOr<CudaMlaProjections> Create(const MlaShape& shape, const MlaWeights& weights, DType compute) const {
     DeviceUploads uploads(*device_, stream_.handle());
     return CudaMlaProjections::Create(shape, weights, MlaShare::Whole(shape), compute, {}, uploads);
   }
-
-  std::optional<CudaDevice> device_;
-  CudaStream stream_;
 };
 
 class CudaProjectionsWithoutMemory : public CudaProjections {};

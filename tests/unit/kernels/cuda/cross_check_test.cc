@@ -13,13 +13,6 @@
 namespace tessera::testing {
 namespace {
 
-TensorView OnDevice(const Tensor& tensor, const DeviceTensor& copy) {
-  TensorView view = tensor.view();
-  view.data = copy.view().data;
-  view.space = MemorySpace::kDevice;
-  return view;
-}
-
 // [rows, heads, width] seen as [rows * heads, 1, width].
 Tensor Rows(const Tensor& from, DType dtype) {
   const TensorView view = from.view();

@@ -34,6 +34,13 @@ void DeviceTensor::CopyBack(const TensorView& view, const DeviceStream& stream) 
   memory_.CopyTo(view.data, bytes_, stream);
 }
 
+TensorView OnDevice(const Tensor& tensor, const DeviceTensor& copy) {
+  TensorView view = tensor.view();
+  view.data = copy.view().data;
+  view.space = MemorySpace::kDevice;
+  return view;
+}
+
 std::string DeviceKernel::WhyNot(const AttentionTraits& traits) const {
   return kernel_.WhyNot({traits.dtype, traits.qk_width, traits.v_width, ComputeCapability()});
 }

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/backward.h"
 #include "tests/unit/kernels/cuda/device_memory.h"
+#include "tests/unit/kernels/problem.h"
 
 namespace tessera::testing {
 
@@ -25,6 +26,9 @@ class DeviceTensor {
   size_t bytes_;
   DeviceMemory memory_;
 };
+
+// The tensor's shape and layout over its copy.
+TensorView OnDevice(const Tensor& tensor, const DeviceTensor& copy);
 
 class DeviceKernel final : public AttentionKernel {
  public:

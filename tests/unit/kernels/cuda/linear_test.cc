@@ -12,13 +12,6 @@
 namespace tessera::testing {
 namespace {
 
-TensorView OnDevice(const Tensor& tensor, const DeviceTensor& copy) {
-  TensorView view = tensor.view();
-  view.data = copy.view().data;
-  view.space = MemorySpace::kDevice;
-  return view;
-}
-
 class CudaLinear : public ::testing::Test {
  protected:
   static constexpr int64_t kWorkspaceBytes = 1 << 16;

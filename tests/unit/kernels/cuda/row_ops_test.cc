@@ -19,13 +19,6 @@ double Tolerance(DType dtype) {
   return dtype == DType::kFloat32 ? 1e-6 : dtype == DType::kFloat16 ? 0x1.1p-11 : 0x1.1p-8;
 }
 
-TensorView OnDevice(const Tensor& tensor, const DeviceTensor& copy) {
-  TensorView view = tensor.view();
-  view.data = copy.view().data;
-  view.space = MemorySpace::kDevice;
-  return view;
-}
-
 template <typename T>
 DeviceMemory Copied(const std::vector<T>& values, const DeviceStream& stream) {
   DeviceMemory memory(values.size() * sizeof(T));
