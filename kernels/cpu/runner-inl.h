@@ -13,7 +13,9 @@
 
 #include <hwy/highway.h>
 
+#include <algorithm>
 #include <bit>
+#include <vector>
 
 #include "kernels/cpu/softmax-inl.h"
 
@@ -79,6 +81,7 @@ class TaskRunner {
     const Segment queries = tessera::Rows(task_.group->queries, task_.rows);
     for (const KeyRows& keys : task_.group->keys) {
       mask_.Reset(args_.bands, queries, keys.keys);
+      FindWholeTiles();
       for (const Range& run : mask_.key_blocks()) {
         for (int64_t block = run.begin; block < run.end; ++block) {
           if (IsSet(args_.cancelled)) return;
@@ -127,20 +130,40 @@ class TaskRunner {
     }
   }
 
+  // Key rows that every row of a tile attends: within them a block needs no bits. Empty for the last tile when rows
+  // fill it up that do not exist.
+  void FindWholeTiles() {
+    whole_.assign(blocks_, Range{});
+    for (int block = 0; block < pairs_ / kRows; ++block) {
+      Range whole = mask_.Inner(block * kRows % rows_);
+      for (int r = 1; r < kRows; ++r) whole = Intersect(whole, mask_.Inner((block * kRows + r) % rows_));
+      whole_[block] = whole;
+    }
+  }
+
   void FoldKeyBlock(const KeyRows& keys, int64_t first_key) {
     const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, keys.keys.count - first_key));
     arithmetic_.LoadBlock(keys.first_row + first_key, count, task_.kv_head);
-    int row_index = 0;
     TileBlock<kRows> tile;
     for (int block = 0; block < blocks_; ++block) {
+      if (whole_[block].begin <= first_key && first_key + kKeyBlock <= whole_[block].end) {
+        std::fill_n(tile.bits, kRows, ~uint64_t{0});
+        tile.first_pair = block * kRows;
+        tile.partial = false;
+        tile.begin = 0;
+        tile.end = kKeyBlock;
+        FoldTile(tile, keys.keys, first_key);
+        continue;
+      }
       uint64_t any = 0, all = ~uint64_t{0};
+      int row = block * kRows % rows_;
       for (int r = 0; r < kRows; ++r) {
         tile.bits[r] = 0;
         if (block * kRows + r >= pairs_) continue;
-        tile.bits[r] = mask_.BlockBits(row_index, first_key);
+        tile.bits[r] = mask_.BlockBits(row, first_key);
         any |= tile.bits[r];
         all &= tile.bits[r];
-        if (++row_index == rows_) row_index = 0;
+        if (++row == rows_) row = 0;
       }
       if (any == 0) continue;
       tile.first_pair = block * kRows;
@@ -179,9 +202,10 @@ class TaskRunner {
   const int blocks_;  // tiles
   const Arena arena_;
   Arithmetic arithmetic_;
-  bool modified_;       // scores need more than a scale
-  float query_factor_;  // -1, 0 or 1
-  float scale_;         // positive
+  std::vector<Range> whole_;  // of each tile
+  bool modified_;             // scores need more than a scale
+  float query_factor_;        // -1, 0 or 1
+  float scale_;               // positive
 };
 
 }  // namespace tessera::cpu::HWY_NAMESPACE
