@@ -1,20 +1,16 @@
 #pragma once
 
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/device/launch_kernel.cuh"
 #include "kernels/cuda/sm80/attend.cuh"
 
 namespace tessera::cuda::sm80 {
 
 template <typename Element, int kQk, int kV>
 int LaunchAttend(const AttendParams& params, CUstream_st* stream) {
-  constexpr int kSharedBytes = AttendConfig<kQk, kV>::kSharedBytes;
-  // Above 48 KiB a kernel has to ask, on each device.
-  const cudaError_t allowed =
-      cudaFuncSetAttribute(AttendKernel<Element, kQk, kV>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
   const dim3 grid(params.work.block_count, params.score.heads);
-  AttendKernel<Element, kQk, kV><<<grid, kThreads, kSharedBytes, stream>>>(params);
-  return cudaGetLastError();
+  return LaunchKernel(AttendKernel<Element, kQk, kV>, grid, kThreads, AttendConfig<kQk, kV>::kSharedBytes, stream,
+                      params);
 }
 
 }  // namespace tessera::cuda::sm80

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/device/launch_kernel.cuh"
 #include "kernels/cuda/sm90/attend.cuh"
 #include "kernels/cuda/sm90/tensor_map.h"
 
@@ -9,13 +10,9 @@ namespace tessera::cuda::sm90 {
 template <typename Element, int kQk, int kV, bool kEngine>
 cudaError_t LaunchAttend(const AttendParams& params, const AttendMaps& maps, CUstream_st* stream) {
   using Config = AttendConfig<kQk, kV>;
-  // Above 48 KiB a kernel has to ask, on each device.
-  const cudaError_t allowed = cudaFuncSetAttribute(AttendKernelSm90<Element, kQk, kV, kEngine>,
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
   const dim3 grid(params.work.block_count, params.score.heads);
-  AttendKernelSm90<Element, kQk, kV, kEngine><<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(params, maps);
-  return cudaGetLastError();
+  return LaunchKernel(AttendKernelSm90<Element, kQk, kV, kEngine>, grid, Config::kThreads, Config::kSharedBytes, stream,
+                      params, maps);
 }
 
 template <typename Element, int kQk, int kV>

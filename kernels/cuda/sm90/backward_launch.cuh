@@ -1,6 +1,8 @@
 #pragma once
 
+#include "kernels/cuda/device/gradient_launch.cuh"
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/device/launch_kernel.cuh"
 #include "kernels/cuda/sm90/backward.cuh"
 #include "kernels/cuda/sm90/tensor_map.h"
 
@@ -9,17 +11,10 @@ namespace tessera::cuda::sm90 {
 template <typename Element, int kQk, int kV, Gradient kGradient, bool kEngine>
 cudaError_t LaunchGradient(const BackwardParams& params, const BackwardMaps& maps, CUstream_st* stream) {
   using Config = BackwardConfig<kQk, kV>;
-  constexpr bool kQueries = kOwnsQueries<kGradient>;
-  const dim3 grid(kQueries ? params.by_queries.block_count : params.by_keys.block_count,
-                  kQueries ? params.score.heads : params.score.kv_heads);
+  const dim3 grid = GradientGrid<kGradient>(params);
   if (grid.x == 0) return cudaSuccess;
-  // Above 48 KiB a kernel has to ask, on each device.
-  const cudaError_t allowed = cudaFuncSetAttribute(BackwardKernelSm90<Element, kQk, kV, kGradient, kEngine>,
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
-  BackwardKernelSm90<Element, kQk, kV, kGradient, kEngine>
-      <<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(params, maps);
-  return cudaGetLastError();
+  return LaunchKernel(BackwardKernelSm90<Element, kQk, kV, kGradient, kEngine>, grid, Config::kThreads,
+                      Config::kSharedBytes, stream, params, maps);
 }
 
 template <typename Element, int kQk, int kV, Gradient kGradient>
@@ -48,15 +43,8 @@ cudaError_t LaunchGradient(const BackwardParams& params, CUstream_st* stream) {
 
 template <typename Element, int kQk, int kV>
 int LaunchBackward(const BackwardParams& params, CUstream_st* stream) {
-  cudaError_t error = LaunchGradient<Element, kQk, kV, Gradient::kQuery>(params, stream);
-  if (error != cudaSuccess) return error;
-  if constexpr (BackwardConfig<kQk, kV>::kKeyAndValueTogether) {
-    error = LaunchGradient<Element, kQk, kV, Gradient::kKeyAndValue>(params, stream);
-  } else {
-    error = LaunchGradient<Element, kQk, kV, Gradient::kKey>(params, stream);
-    if (error == cudaSuccess) error = LaunchGradient<Element, kQk, kV, Gradient::kValue>(params, stream);
-  }
-  return error;
+  return LaunchGradients<BackwardConfig<kQk, kV>::kKeyAndValueTogether>(
+      [&]<Gradient kGradient>() { return LaunchGradient<Element, kQk, kV, kGradient>(params, stream); });
 }
 
 }  // namespace tessera::cuda::sm90

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/device/launch.h"
+#include "kernels/cuda/device/launch_kernel.cuh"
 #include "kernels/cuda/sm90/decode.cuh"
 #include "kernels/cuda/sm90/tensor_map.h"
 
@@ -9,14 +10,9 @@ namespace tessera::cuda::sm90 {
 template <typename Element, int kQk, int kV, bool kLatent, bool kEngine>
 cudaError_t LaunchSplits(const DecodeParams& params, const DecodeMaps& maps, CUstream_st* stream) {
   using Config = DecodeConfig<kQk, kV, kLatent>;
-  // Above 48 KiB a kernel has to ask, on each device.
-  const cudaError_t allowed = cudaFuncSetAttribute(DecodeKernelSm90<Element, kQk, kV, kLatent, kEngine>,
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (allowed != cudaSuccess) return allowed;
   const dim3 grid(params.splits * params.tiles, params.score.kv_heads, params.sequence_count);
-  DecodeKernelSm90<Element, kQk, kV, kLatent, kEngine>
-      <<<grid, Config::kThreads, Config::kSharedBytes, stream>>>(params, maps);
-  return cudaGetLastError();
+  return LaunchKernel(DecodeKernelSm90<Element, kQk, kV, kLatent, kEngine>, grid, Config::kThreads,
+                      Config::kSharedBytes, stream, params, maps);
 }
 
 template <typename Element, int kQk, int kV, bool kLatent>
