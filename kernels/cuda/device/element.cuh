@@ -35,6 +35,16 @@ struct Float16 {
   }
 };
 
+// Two accumulators of m16n8 side by side, rounded: in the same lanes they are one left operand of m16k16.
+template <typename Element>
+static __device__ __forceinline__ void PackOperand(const float (&left)[4], const float (&right)[4],
+                                                   uint32_t (&operand)[4]) {
+  operand[0] = Element::Pack(left[0], left[1]);
+  operand[1] = Element::Pack(left[2], left[3]);
+  operand[2] = Element::Pack(right[0], right[1]);
+  operand[3] = Element::Pack(right[2], right[3]);
+}
+
 // 2^x, flushing subnormals: one instruction, relative error below 2^-22 (PTX ISA, ex2.approx).
 static __device__ __forceinline__ float Exp2(float x) {
   float y;

@@ -54,13 +54,7 @@ struct AttendMath {
     for (int k = 0; k < kKeys / 16; ++k) {
       uint32_t weight[kRowTiles][4];
 #pragma unroll
-      for (int t = 0; t < kRowTiles; ++t) {
-        // Two accumulators side by side are laid out as one left operand.
-        weight[t][0] = Element::Pack(s[t][2 * k][0], s[t][2 * k][1]);
-        weight[t][1] = Element::Pack(s[t][2 * k][2], s[t][2 * k][3]);
-        weight[t][2] = Element::Pack(s[t][2 * k + 1][0], s[t][2 * k + 1][1]);
-        weight[t][3] = Element::Pack(s[t][2 * k + 1][2], s[t][2 * k + 1][3]);
-      }
+      for (int t = 0; t < kRowTiles; ++t) PackOperand<Element>(s[t][2 * k], s[t][2 * k + 1], weight[t]);
 #pragma unroll
       for (int n = 0; n < kV / 16; ++n) {
         uint32_t value[4];

@@ -172,10 +172,8 @@ class BackwardBlock {
     const uint32_t start = Tile::Start(other, lane_ % 16, lane_ / 16);
 #pragma unroll
     for (int k = 0; k < kOther / 16; ++k) {
-      const uint32_t a[4] = {Element::Pack(weights[2 * k][0], weights[2 * k][1]),
-                             Element::Pack(weights[2 * k][2], weights[2 * k][3]),
-                             Element::Pack(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-                             Element::Pack(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+      uint32_t a[4];
+      PackOperand<Element>(weights[2 * k], weights[2 * k + 1], a);
 #pragma unroll
       for (int n = 0; n < kTiles / 2; ++n) {
         uint32_t b[4];

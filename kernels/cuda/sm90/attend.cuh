@@ -192,12 +192,7 @@ class AttendBlock {
 
   static __device__ __forceinline__ void Pack(const float (&s)[1][kKeys / 8][4], uint32_t (&weight)[kKeys / 16][4]) {
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        weight[k][i] = Element::Pack(s[0][2 * k + i / 2][i % 2 * 2], s[0][2 * k + i / 2][i % 2 * 2 + 1]);
-      }
-    }
+    for (int k = 0; k < kKeys / 16; ++k) PackOperand<Element>(s[0][2 * k], s[0][2 * k + 1], weight[k]);
   }
 
   // output += weights times values, in flight.
@@ -249,8 +244,7 @@ __global__ void __launch_bounds__(AttendConfig<kQk, kV>::kThreads, 1)
     AttendKernelSm90(const __grid_constant__ AttendParams params, const __grid_constant__ AttendMaps maps) {
 #if TESSERA_HAS_WGMMA
   extern __shared__ uint8_t shared[];
-  const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  AttendBlock<Element, kQk, kV, kEngine>(params, maps, (start + 1023) / 1024 * 1024).Run();
+  AttendBlock<Element, kQk, kV, kEngine>(params, maps, FirstTile(shared)).Run();
 #endif
 }
 

@@ -213,10 +213,8 @@ class BackwardBlock {
     constexpr int kColumns = kWidth % 128 == 0 ? 128 : 64;  // of one product
 #pragma unroll
     for (int k = 0; k < kOther / 16; ++k) {
-      const uint32_t a[4] = {Element::Pack(weights[2 * k][0], weights[2 * k][1]),
-                             Element::Pack(weights[2 * k][2], weights[2 * k][3]),
-                             Element::Pack(weights[2 * k + 1][0], weights[2 * k + 1][1]),
-                             Element::Pack(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+      uint32_t a[4];
+      PackOperand<Element>(weights[2 * k], weights[2 * k + 1], a);
 #pragma unroll
       for (int n = 0; n < kWidth / kColumns; ++n) {
         auto& columns = *reinterpret_cast<float(*)[kColumns / 8][4]>(&sum[n * kColumns / 8]);
@@ -263,8 +261,7 @@ __global__ void __launch_bounds__(BackwardConfig<kQk, kV>::kThreads, 1)
     BackwardKernelSm90(const __grid_constant__ BackwardParams params, const __grid_constant__ BackwardMaps maps) {
 #if TESSERA_HAS_WGMMA
   extern __shared__ uint8_t shared[];
-  const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  BackwardBlock<Element, kQk, kV, kGradient, kEngine>(params, maps, (start + 1023) / 1024 * 1024).Run();
+  BackwardBlock<Element, kQk, kV, kGradient, kEngine>(params, maps, FirstTile(shared)).Run();
 #endif
 }
 

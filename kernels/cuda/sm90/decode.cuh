@@ -330,8 +330,7 @@ __global__ void __launch_bounds__(DecodeConfig<kQk, kV, kLatent>::kThreads, 1)
     DecodeKernelSm90(const __grid_constant__ DecodeParams params, const __grid_constant__ DecodeMaps maps) {
 #if TESSERA_HAS_WGMMA
   extern __shared__ uint8_t shared[];
-  const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  DecodeBlock<Element, kQk, kV, kLatent, kEngine>(params, maps, (start + 1023) / 1024 * 1024).Run();
+  DecodeBlock<Element, kQk, kV, kLatent, kEngine>(params, maps, FirstTile(shared)).Run();
 #endif
 }
 

@@ -15,6 +15,11 @@ namespace tessera::cuda::sm90 {
 
 inline constexpr int kWarpgroup = 128;  // threads
 
+// The first address in a block's dynamic shared memory where a tile may start.
+__device__ __forceinline__ uint32_t FirstTile(const uint8_t* shared) {
+  return (static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + 1023) / 1024 * 1024;
+}
+
 // A box into shared memory; its bytes arrive at the barrier.
 __device__ __forceinline__ void LoadBox(uint32_t shared, const CUtensorMap& map, int column, int row, int head,
                                         uint32_t barrier) {
