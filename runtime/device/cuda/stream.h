@@ -14,6 +14,10 @@ struct CUevent_st;
 
 namespace tessera {
 
+// How long a GPU is waited for unless a caller says otherwise: no kernel is meant to run for minutes, and one that
+// never ends must not be waited for.
+inline constexpr std::chrono::milliseconds kLongestGpuWait = std::chrono::minutes(10);
+
 // Whether everything submitted to a stream has run. The device's fault when there was one.
 StatusOr<bool> StreamDone(CUstream_st* stream);
 
@@ -27,7 +31,7 @@ class CudaStream {
   CUstream_st* handle() const { return handle_.get(); }
   StatusOr<bool> Done() const { return StreamDone(handle()); }
   // Waits until it has, polling: DeadlineExceeded naming `what` after `deadline`. Not for the hot path.
-  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = std::chrono::minutes(10)) const;
+  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = kLongestGpuWait) const;
 
  private:
   struct Destroy {
@@ -47,7 +51,7 @@ class CudaEvent {
   // Later work of the stream starts after the mark. No effect when nothing was recorded.
   Status MakeWait(CUstream_st* stream) const;
   StatusOr<bool> Done() const;
-  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = std::chrono::minutes(10)) const;
+  Status Synchronize(std::string_view what, std::chrono::milliseconds deadline = kLongestGpuWait) const;
   // Between two events with timing that are done.
   static StatusOr<double> Seconds(const CudaEvent& begin, const CudaEvent& end);
 

@@ -25,7 +25,9 @@ Status CheckVectors(const Problem& problem, const CudaHeadVectors& vectors) {
 }  // namespace
 
 struct CudaAttention::State {
-  State(Communicator& control, StreamCommunicator& data, const CudaDevice& device) : gpu(control, data, device) {}
+  State(Communicator& control, StreamCommunicator& data, const CudaDevice& device,
+        std::chrono::milliseconds longest_step)
+      : gpu(control, data, device, longest_step) {}
 
   Status Prepare(const PlanSpec& spec, const CudaAttentionOptions& options);
   Status Execute(CudaReadyPass& pass, const std::function<Status()>& submit, CUstream_st* stream) {
@@ -40,7 +42,6 @@ struct CudaAttention::State {
 };
 
 Status CudaAttention::State::Prepare(const PlanSpec& spec, const CudaAttentionOptions& options) {
-  gpu.LimitStep(options.longest_step);
   const Problem& problem = spec.problem;
   const CudaDevice& device = gpu.device();
   const cuda::AttendTraits traits{problem.dtype, problem.qk_width, problem.v_width,
@@ -87,7 +88,7 @@ StatusOr<std::unique_ptr<CudaAttention>> CudaAttention::Create(Communicator& con
     return absl::InvalidArgumentError(absl::StrFormat("the plan is for %d ranks (%s) and the communicator has %d",
                                                       spec.mesh.size(), spec.mesh.ToString(), control.size()));
   }
-  auto state = std::make_unique<State>(control, data, device);
+  auto state = std::make_unique<State>(control, data, device, options.longest_step);
   TESSERA_RETURN_IF_ERROR(
       state->gpu.Prepare([&] { return state->Prepare(spec, options); }, "preparing to execute the plan"));
   return std::unique_ptr<CudaAttention>(new CudaAttention(std::move(state)));

@@ -13,6 +13,7 @@
 #include "runtime/base/status.h"
 #include "runtime/base/tensor.h"
 #include "runtime/device/cuda/device.h"
+#include "runtime/device/cuda/stream.h"
 #include "runtime/engine/cuda/attention_computer.h"
 
 namespace tessera {
@@ -21,7 +22,7 @@ struct CudaAttentionOptions {
   std::string kernel;     // implementation by name; empty = the fastest that serves problem and GPU
   bool backward = false;  // also prepare Backward(): its plan and slots
   // A step of computation that takes longer ends the operator with DeadlineExceeded.
-  std::chrono::milliseconds longest_step = std::chrono::minutes(10);
+  std::chrono::milliseconds longest_step = kLongestGpuWait;
 };
 
 // The caller's tensors of a backward pass, as BackwardTensors but in device memory.

@@ -56,7 +56,9 @@ bool ValueInKey(const CacheLayer& cache) {
 }  // namespace
 
 struct CudaDecodeAttention::State {
-  State(Communicator& control, StreamCommunicator& data, const CudaDevice& device) : gpu(control, data, device) {}
+  State(Communicator& control, StreamCommunicator& data, const CudaDevice& device,
+        std::chrono::milliseconds longest_step)
+      : gpu(control, data, device, longest_step) {}
 
   Status Prepare(const CudaDecodeOptions& options);
   StatusOr<std::shared_ptr<ReadyPlan>> PlanFor(int64_t rows, CUstream_st* stream);
@@ -74,7 +76,6 @@ struct CudaDecodeAttention::State {
 };
 
 Status CudaDecodeAttention::State::Prepare(const CudaDecodeOptions& options) {
-  gpu.LimitStep(options.longest_step);
   value_in_key = options.value_in_key;
   limits = LimitsOf(options);
   TESSERA_RETURN_IF_ERROR(Validate(limits));
@@ -154,7 +155,7 @@ StatusOr<std::unique_ptr<CudaDecodeAttention>> CudaDecodeAttention::Create(Commu
                                                                            const DecodeSpec& spec,
                                                                            const CudaDecodeOptions& options) {
   TESSERA_RETURN_IF_ERROR(AgreeOnDecode(control, spec, options.scale, options.soft_cap));
-  auto state = std::make_unique<State>(control, data, device);
+  auto state = std::make_unique<State>(control, data, device, options.longest_step);
   state->spec = spec;
   state->spec.rows = 0;
   TESSERA_RETURN_IF_ERROR(state->gpu.Prepare([&] { return state->Prepare(options); }, "preparing to decode"));

@@ -14,6 +14,7 @@
 #include "runtime/base/status.h"
 #include "runtime/base/tensor.h"
 #include "runtime/device/cuda/device.h"
+#include "runtime/device/cuda/stream.h"
 #include "runtime/engine/cuda/decode_step.h"
 
 namespace tessera {
@@ -31,7 +32,7 @@ struct CudaDecodeOptions {
   int page_tokens = 64;       // of the cache
   int64_t expected_rows = 0;  // cached rows of one sequence on one rank, about
   // A step of computation that takes longer ends the operator with DeadlineExceeded.
-  std::chrono::milliseconds longest_step = std::chrono::minutes(10);
+  std::chrono::milliseconds longest_step = kLongestGpuWait;
 };
 
 // One rank's end. Not thread-safe; one execution at a time. Every thread that calls it has made `device` current.

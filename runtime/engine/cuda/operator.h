@@ -19,18 +19,14 @@ namespace tessera {
 
 class CudaOperator {
  public:
-  // Of one step of computation: no kernel is meant to run for minutes, and one that never ends must not be waited for.
-  static constexpr std::chrono::milliseconds kLongestStep = std::chrono::minutes(10);
-
-  // The communicators outlive this.
-  CudaOperator(Communicator& control, StreamCommunicator& data, const CudaDevice& device)
-      : control_(control), data_(data), device_(device) {}
+  // The communicators outlive this. `longest_step`: the longest that Synchronize waits for one step of computation.
+  CudaOperator(Communicator& control, StreamCommunicator& data, const CudaDevice& device,
+               std::chrono::milliseconds longest_step)
+      : control_(control), data_(data), device_(device), longest_step_(longest_step) {}
 
   // Collective over `control`: makes this ready and calls `prepare`. All ranks succeed, or all return the first error.
   // InvalidArgument when the communicators do not have the same ranks.
   Status Prepare(const std::function<Status()>& prepare, std::string_view what);
-  // The longest that Synchronize waits for one step of computation.
-  void LimitStep(std::chrono::milliseconds longest) { longest_step_ = longest; }
 
   // Calls `submit`, which submits `executor`'s program to `stream` and what belongs to it, and marks the end. The first
   // error sticks, ends the communication on this rank and tells the peers. Under capture nothing runs, so nothing is
@@ -65,10 +61,10 @@ class CudaOperator {
   Communicator& control_;
   StreamCommunicator& data_;
   const CudaDevice device_;
+  const std::chrono::milliseconds longest_step_;
   CudaStream own_;
   std::deque<Execution> executions_;  // under way, the oldest first
   bool has_run_ = false;
-  std::chrono::milliseconds longest_step_ = kLongestStep;
   Status failure_;
 };
 
