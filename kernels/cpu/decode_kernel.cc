@@ -168,29 +168,27 @@ class CpuDecoder final : public DecodeKernel {
   }
 
   static int PairsOf(const DecodeWave& wave, const DecodeTask& task) {
-    return static_cast<int>(task.chunks) * wave.pairs[wave.chunks[task.first_chunk].pairs].pairs();
+    return static_cast<int>(task.heads) * wave.heads(task).front().pairs();
   }
 
   // Empty partial results, and the queries.
   void Begin(const DecodeArgs& args, const DecodeWave& wave, const DecodeTask& task, const Partials& partials,
              DecodeState& state) const {
-    const DecodeChunk& chunk = wave.chunks[task.first_chunk];
     const size_t count = PairsOf(wave, task);
-    state.output = partials.output + chunk.first_partial * state.v_stride;
-    state.max = partials.max + chunk.first_partial;
-    state.sum = partials.sum + chunk.first_partial * kDecodeLanes;
-    state.weight = partials.weight + chunk.first_partial * kDecodeLanes;
+    state.output = partials.output + task.first_partial * state.v_stride;
+    state.max = partials.max + task.first_partial;
+    state.sum = partials.sum + task.first_partial * kDecodeLanes;
+    state.weight = partials.weight + task.first_partial * kDecodeLanes;
     std::memset(state.output, 0, count * state.v_stride * sizeof(float));
     std::fill_n(state.max, count, kNoMax);
     std::fill_n(state.sum, count * kDecodeLanes, 0.0f);
     std::fill_n(state.weight, count * kDecodeLanes, 0.0f);
-    int place = 0;  // pairs of a head lie behind those of the head before
-    for (const DecodePairs& pairs : std::span(wave.pairs).subspan(chunk.pairs, task.chunks)) {
+    for (const DecodePairs& pairs : wave.heads(task)) {
       for (int pair = 0; pair < pairs.pairs(); ++pair) {
-        set_.load_query(state, place++, args.query.At(RowOf(pairs, pair), HeadOf(pairs, pair)));
+        set_.load_query(state, pairs.first_pair + pair, args.query.At(RowOf(pairs, pair), HeadOf(pairs, pair)));
       }
     }
-    if (set_.pack_queries != nullptr) set_.pack_queries(state, place);
+    if (set_.pack_queries != nullptr) set_.pack_queries(state, static_cast<int>(count));
   }
 
   // Tasks [begin, end).
@@ -207,11 +205,10 @@ class CpuDecoder final : public DecodeKernel {
       const DecodePlace& place = places[now];
       more = reader.Next(&places[1 - now]);
       while (begun < place.task) Begin(args, wave, wave.tasks[++begun], partials, state);
-      const int each = wave.pairs[wave.chunks[wave.tasks[place.task].first_chunk].pairs].pairs();
       set_.load_block(state, place.block, places[1 - now].block);
       for (const DecodeSegment::Run& run : place.segment->runs) {
         const DecodeBlock& next = &run == &place.segment->runs.front() ? places[1 - now].block : nothing;
-        set_.fold(state, place.block, next, static_cast<int>(place.head) * each + run.first, run.count);
+        set_.fold(state, place.block, next, place.first_pair + run.first, run.count);
       }
       now = 1 - now;
     }
@@ -222,14 +219,17 @@ class CpuDecoder final : public DecodeKernel {
   void Merge(const DecodeArgs& args, const DecodeWave& wave, const DecodePairs& pairs, int pair,
              const Partials& partials, const DecodeState& state) const {
     float* const merged = state.value;  // of this thread, free by now and long enough
+    const auto partial_of = [&](size_t chunk) {
+      return wave.tasks[pairs.first_task + chunk].first_partial + pairs.first_pair + pair;
+    };
     float max = kNoMax;
     for (size_t i = 0; i < pairs.chunks(); ++i) {
-      max = std::max(max, partials.max[wave.chunks[pairs.chunk(i)].first_partial + pair]);
+      max = std::max(max, partials.max[partial_of(i)]);
     }
     std::memset(merged, 0, state.v_stride * sizeof(float));
     double sum = 0, weight = 0;
     for (size_t i = 0; i < pairs.chunks(); ++i) {
-      const size_t partial = wave.chunks[pairs.chunk(i)].first_partial + pair;
+      const size_t partial = partial_of(i);
       const float factor = std::exp(partials.max[partial] - max);
       sum += factor * SumLanes(partials.sum + partial * kDecodeLanes);
       weight += factor * SumLanes(partials.weight + partial * kDecodeLanes);

@@ -1,7 +1,7 @@
 #include "kernels/cpu/decode_plan.h"
 
 #include <algorithm>
-#include <span>
+#include <iterator>
 
 #include "kernels/cpu/decode.h"
 #include "kernels/decode_check.h"
@@ -35,8 +35,18 @@ int64_t ChunkKeys(const DecodeArgs& args, int pairs, int64_t keys, int64_t tasks
   return std::max(fewest, RoundUp(keys * tasks_abreast / kTasks, kDecodeKeys));
 }
 
-void AppendPairs(const DecodeArgs& args, const DecodeSequence& sequence, std::vector<DecodePairs>* all) {
-  const size_t before = all->size();
+Range UnionOf(const DecodeSequence& sequence, const Range& rows) {
+  Range keys;
+  for (const Range& visible : sequence.visible.subspan(rows.begin, rows.size())) {
+    if (visible.empty()) continue;
+    keys = keys.empty() ? visible : Range{std::min(keys.begin, visible.begin), std::max(keys.end, visible.end)};
+  }
+  return keys;
+}
+
+// The pairs of a sequence, neighbours that see the same keys with as many pairs each together: they share tasks.
+std::vector<std::vector<DecodePairs>> GroupsOf(const DecodeArgs& args, const DecodeSequence& sequence) {
+  std::vector<std::vector<DecodePairs>> groups;
   const auto rows = static_cast<int64_t>(sequence.visible.size());
   for (int kv_head = 0; kv_head < args.cache.kv_heads; ++kv_head) {
     const HeadRange heads = QueryHeadsOf(args, kv_head);
@@ -44,65 +54,45 @@ void AppendPairs(const DecodeArgs& args, const DecodeSequence& sequence, std::ve
       const HeadRange some{head, std::min(heads.end, head + kMostPairs)};
       const int64_t step = std::max(1, kMostPairs / some.size());
       for (int64_t row = 0; row < rows; row += step) {
-        all->push_back({&sequence, kv_head, {row, std::min(rows, row + step)}, some, {}, 1, 0});
+        const Range together{row, std::min(rows, row + step)};
+        DecodePairs pairs{&sequence, kv_head, together, some, UnionOf(sequence, together)};
+        const auto fits = [&](const std::vector<DecodePairs>& group) {
+          const DecodePairs& first = group.front();
+          return pairs.rows == first.rows && pairs.keys == first.keys && pairs.heads.size() == first.heads.size() &&
+                 static_cast<int>(group.size() + 1) * first.pairs() <= kMostPairs;
+        };
+        if (groups.empty() || !fits(groups.back())) groups.emplace_back();
+        pairs.first_pair = static_cast<int>(groups.back().size()) * pairs.pairs();
+        groups.back().push_back(pairs);
       }
     }
   }
-  for (size_t i = before; i < all->size(); ++i) {
-    DecodePairs& pairs = (*all)[i];
-    bool any = false;
-    for (int64_t row = pairs.rows.begin; row < pairs.rows.end; ++row) {
-      const Range& visible = sequence.visible[row];
-      if (visible.empty()) continue;
-      pairs.keys =
-          any ? Range{std::min(pairs.keys.begin, visible.begin), std::max(pairs.keys.end, visible.end)} : visible;
-      any = true;
-    }
-  }
-  // Neighbours that see the same keys with as many pairs each share tasks.
-  size_t tasks_abreast = 0;
-  for (size_t i = before; i < all->size(); i += (*all)[i].task_chunks, ++tasks_abreast) {
-    DecodePairs& first = (*all)[i];
-    const auto fits = [&](size_t other) {
-      const DecodePairs& pairs = (*all)[other];
-      return pairs.rows == first.rows && pairs.heads.size() == first.heads.size() && pairs.keys == first.keys &&
-             static_cast<int>(other - i + 1) * first.pairs() <= kMostPairs;
-    };
-    size_t end = i + 1;
-    while (end < all->size() && fits(end)) ++end;
-    for (size_t member = i; member < end; ++member) (*all)[member].task_chunks = end - i;
-  }
-  for (size_t i = before; i < all->size(); ++i) {
-    DecodePairs& pairs = (*all)[i];
-    pairs.chunk_keys = ChunkKeys(args, pairs.pairs(), pairs.keys.size(), static_cast<int64_t>(tasks_abreast));
-  }
+  return groups;
 }
 
 }  // namespace
 
 std::vector<DecodeWave> PlanDecode(const DecodeArgs& args) {
-  std::vector<DecodePairs> all;
-  for (const DecodeSequence& sequence : args.sequences) AppendPairs(args, sequence, &all);
   const size_t most = std::max<size_t>(1, kWaveBytes / (PaddedWidth(args.cache.v_width) * sizeof(float)));
   std::vector<DecodeWave> waves;
-  for (size_t i = 0; i < all.size(); i += all[i].task_chunks) {
-    const std::span<DecodePairs> together = std::span(all).subspan(i, all[i].task_chunks);
-    const DecodePairs& first = together.front();
-    const size_t partials = first.chunks() * static_cast<size_t>(first.pairs()) * together.size();
-    if (waves.empty() || waves.back().partials + partials > most) waves.emplace_back();
-    DecodeWave& wave = waves.back();
-    for (size_t member = 0; member < together.size(); ++member) {
-      together[member].first_chunk = wave.chunks.size() + member;
-    }
-    for (int64_t key = first.keys.begin; key < first.keys.end; key += first.chunk_keys) {
-      wave.tasks.push_back({wave.chunks.size(), together.size()});
-      for (size_t member = 0; member < together.size(); ++member) {
-        wave.chunks.push_back(
-            {wave.pairs.size() + member, {key, std::min(first.keys.end, key + first.chunk_keys)}, wave.partials});
-        wave.partials += first.pairs();
+  for (const DecodeSequence& sequence : args.sequences) {
+    std::vector<std::vector<DecodePairs>> groups = GroupsOf(args, sequence);
+    for (std::vector<DecodePairs>& group : groups) {
+      const DecodePairs& first = group.front();
+      const int64_t chunk_keys = ChunkKeys(args, first.pairs(), first.keys.size(), std::ssize(groups));
+      for (DecodePairs& pairs : group) pairs.chunk_keys = chunk_keys;
+      const size_t each = static_cast<size_t>(first.pairs()) * group.size();
+      const size_t partials = first.chunks() * each;
+      if (waves.empty() || waves.back().partials + partials > most) waves.emplace_back();
+      DecodeWave& wave = waves.back();
+      for (DecodePairs& pairs : group) pairs.first_task = wave.tasks.size();
+      for (int64_t key = first.keys.begin; key < first.keys.end; key += chunk_keys) {
+        wave.tasks.push_back(
+            {wave.pairs.size(), group.size(), {key, std::min(first.keys.end, key + chunk_keys)}, wave.partials});
+        wave.partials += each;
       }
+      wave.pairs.insert(wave.pairs.end(), group.begin(), group.end());
     }
-    wave.pairs.insert(wave.pairs.end(), together.begin(), together.end());
   }
   return waves;
 }

@@ -19,33 +19,30 @@ struct DecodePairs {
   HeadRange heads;
   Range keys;  // union of what the rows see
   int64_t chunk_keys = 1;
-  size_t first_chunk = 0;  // in DecodeWave::chunks
-  size_t task_chunks = 1;  // of each of its tasks
+  size_t first_task = 0;  // in DecodeWave::tasks: one for every chunk of the keys, in their order
+  int first_pair = 0;     // of those tasks' pairs: its first
   int pairs() const { return static_cast<int>(rows.size()) * heads.size(); }
   size_t chunks() const { return keys.empty() ? 0 : static_cast<size_t>((keys.size() + chunk_keys - 1) / chunk_keys); }
-  size_t chunk(size_t i) const { return first_chunk + i * task_chunks; }
 };
 
-// A range of keys of a DecodePairs: what one thread folds, into partial results of its own.
-struct DecodeChunk {
-  size_t pairs = 0;  // index in DecodeWave::pairs
+// A chunk of the keys of DecodePairs that differ in their heads only: what one thread folds, page by page, into partial
+// results of its own. The heads of a page lie behind each other, so memory is read in longer runs than one head has.
+struct DecodeTask {
+  size_t first_head = 0;  // in DecodeWave::pairs
+  size_t heads = 0;
   Range keys;
   size_t first_partial = 0;  // index of its first pair among the partials of the wave
-};
-
-// Chunks of the same keys for different key/value heads, folded by one thread page by page: the heads of a page lie
-// behind each other, so memory is read in longer runs than one head has.
-struct DecodeTask {
-  size_t first_chunk = 0;  // in DecodeWave::chunks
-  size_t chunks = 0;
 };
 
 // What is computed before anything is merged. Waves bound the memory of partial results.
 struct DecodeWave {
   std::vector<DecodePairs> pairs;
-  std::vector<DecodeChunk> chunks;  // those of a DecodePairs `task_chunks` apart, those of a task behind each other
   std::vector<DecodeTask> tasks;
   size_t partials = 0;
+
+  std::span<const DecodePairs> heads(const DecodeTask& task) const {
+    return std::span(pairs).subspan(task.first_head, task.heads);
+  }
 };
 std::vector<DecodeWave> PlanDecode(const DecodeArgs& args);
 

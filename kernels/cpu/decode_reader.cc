@@ -31,8 +31,7 @@ DecodeReader::DecodeReader(const DecodeArgs& args, const DecodeWave& wave, size_
     : cache_(args.cache), wave_(wave), begin_(begin), block_keys_(block_keys) {
   segments_.reserve(end - begin);
   for (size_t task = begin; task < end; ++task) {
-    const DecodeChunk& chunk = wave.chunks[wave.tasks[task].first_chunk];
-    segments_.push_back(Segments(wave.pairs[chunk.pairs], chunk.keys));
+    segments_.push_back(Segments(wave.heads(wave.tasks[task]).front(), wave.tasks[task].keys));
   }
   Enter(0, 0);
 }
@@ -52,12 +51,12 @@ bool DecodeReader::Next(DecodePlace* place) {
   if (task_ == segments_.size()) return false;
   place->task = begin_ + task_;
   place->segment = &segments_[task_][segment_];
-  place->head = head_;
-  const DecodeTask& task = wave_.tasks[place->task];
-  const DecodePairs& pairs = wave_.pairs[wave_.chunks[task.first_chunk].pairs + head_];
+  const std::span<const DecodePairs> heads = wave_.heads(wave_.tasks[place->task]);
+  const DecodePairs& pairs = heads[head_];
   const Range now{keys_.begin, std::min(keys_.end, keys_.begin + block_keys_)};
+  place->first_pair = pairs.first_pair;
   Read(cache_, pairs.sequence->pages, pairs.kv_head, now, &place->block);
-  if (++head_ < task.chunks) return true;
+  if (++head_ < heads.size()) return true;
   head_ = 0;
   keys_.begin = now.end;
   if (keys_.empty()) Enter(task_, segment_ + 1);

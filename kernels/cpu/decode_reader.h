@@ -14,7 +14,7 @@ namespace tessera::cpu {
 struct DecodePlace {
   size_t task = 0;                         // in DecodeWave::tasks
   const DecodeSegment* segment = nullptr;  // of the reader
-  size_t head = 0;                         // among those of the task
+  int first_pair = 0;                      // of the head whose keys these are, among the pairs of the task
   DecodeBlock block;
 };
 
