@@ -17,6 +17,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <span>
 
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/pack-inl.h"
@@ -50,7 +51,7 @@ HWY_INLINE void PrefetchRow(const std::byte* row, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) hwy::Prefetch(row + i);
 }
 
-void DecodeLoadBlock(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next) {
+void DecodeLoadBlock(const DecodeState& state, const DecodeHeadBlock& block, const DecodeHeadBlock& next) {
   const size_t element = SizeInBytes(state.dtype);
   for (int j = 0; j < block.count; ++j) {
     if (j < next.count) PrefetchRow(next.key[j], state.qk_width * element);
@@ -170,24 +171,32 @@ HWY_NOINLINE void FoldRows(const DecodeState& state, int count, int first) {
                           state.value_in_key ? state.qk_stride : state.v_stride, count, state.v_stride, output);
 }
 
-void DecodeFold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& /*next*/, int first, int pairs) {
-  for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) {
-    FoldRows<kDecodeRows>(state, block.count, first);
-  }
+void FoldPairs(const DecodeState& state, int count, int first, int pairs) {
+  for (; pairs >= kDecodeRows; first += kDecodeRows, pairs -= kDecodeRows) FoldRows<kDecodeRows>(state, count, first);
   switch (pairs) {
     case 5:
-      return FoldRows<5>(state, block.count, first);
+      return FoldRows<5>(state, count, first);
     case 4:
-      return FoldRows<4>(state, block.count, first);
+      return FoldRows<4>(state, count, first);
     case 3:
-      return FoldRows<3>(state, block.count, first);
+      return FoldRows<3>(state, count, first);
     case 2:
-      return FoldRows<2>(state, block.count, first);
+      return FoldRows<2>(state, count, first);
     case 1:
-      return FoldRows<1>(state, block.count, first);
+      return FoldRows<1>(state, count, first);
     default:
       return;
   }
+}
+
+void DecodeFold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int head_pairs,
+                std::span<const DecodeRun> runs) {
+  FoldHeadByHead(
+      block, next, head_pairs, runs,
+      [&](const DecodeHeadBlock& rows, const DecodeHeadBlock& following)
+          HWY_ATTR { DecodeLoadBlock(state, rows, following); },
+      [&](const DecodeHeadBlock& rows, const DecodeHeadBlock& /*following*/, int first, int count)
+          HWY_ATTR { FoldPairs(state, rows.count, first, count); });
 }
 
 void DecodeAdd(float factor, const float* from, int width, float* to) {

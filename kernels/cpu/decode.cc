@@ -12,7 +12,7 @@
 namespace tessera::cpu {
 
 #define TESSERA_DECODE_SET(target, choose) \
-  { target, choose(DecodeLoadQuery), choose(DecodeLoadBlock), choose(DecodeFold), choose(DecodeAdd) }
+  { target, choose(DecodeLoadQuery), choose(DecodeFold), choose(DecodeAdd) }
 
 constexpr DecodeInstructionSet kInstructionSets[] = {
     TESSERA_DECODE_SET(HWY_AVX3, HWY_CHOOSE_AVX3),

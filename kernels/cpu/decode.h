@@ -25,11 +25,43 @@ constexpr int PaddedWidth(int width) {
   return (width + kDecodePadding - 1) / kDecodePadding * kDecodePadding;
 }
 
-// Addresses of `count` cached rows; neither need be aligned.
+// Addresses of rows, none of which need be aligned.
+class DecodeRows {
+ public:
+  DecodeRows() = default;
+  DecodeRows(const std::byte* const* rows, int64_t offset) : rows_(rows), offset_(offset) {}
+  const std::byte* operator[](int j) const { return rows_[j] + offset_; }
+  // From row j on.
+  DecodeRows From(int j) const { return {rows_ + j, offset_}; }
+
+ private:
+  const std::byte* const* rows_ = nullptr;
+  int64_t offset_ = 0;  // bytes
+};
+
+// `count` cached rows of one key/value head.
+struct DecodeHeadBlock {
+  int count = 0;
+  DecodeRows key, value;
+};
+
+// The same `count` cached rows of some key/value heads: their addresses for the first one, and how far it is from one
+// to the next.
 struct DecodeBlock {
   int count = 0;
+  int heads = 1;
+  int64_t key_head_stride = 0;  // bytes
+  int64_t value_head_stride = 0;
   const std::byte* key[kMostDecodeKeys];
   const std::byte* value[kMostDecodeKeys];
+
+  DecodeHeadBlock head(int h) const { return {count, {key, h * key_head_stride}, {value, h * value_head_stride}}; }
+};
+
+// Pairs that see a block, of each of its heads: a head's pairs [first, first + count).
+struct DecodeRun {
+  int first = 0;
+  int count = 0;
 };
 
 // One thread's working memory and the options of the call. Everything is aligned to 64 bytes.
@@ -48,7 +80,7 @@ struct DecodeState {
   std::byte* query = nullptr;  // [pairs][qk_stride], fp32 or the cache's dtype
   float* key = nullptr;        // [kDecodeKeys][qk_stride] fp32, or unused
   float* value = nullptr;      // [kDecodeKeys][v_stride] values, in the form that the products read
-  float* score = nullptr;      // [kDecodeRows][kDecodeKeys]
+  float* score = nullptr;      // [pairs, rounded up to kDecodeRows][kDecodeKeys]
   float* scratch = nullptr;    // [DecodeInstructionSet::scratch_floats], laid out by the instruction set
 
   // Accumulators of the chunk in hand. A pair's output is unnormalised: sum over keys of exp(s - max) value.
@@ -65,11 +97,10 @@ struct DecodeInstructionSet {
   int64_t highway_target = 0;
   // Converts one query row to pair `pair`'s place in the state.
   void (*load_query)(const DecodeState& state, int pair, const void* row) = nullptr;
-  // Converts a block where the products do not read it in place. Here or in `fold` the rows of `next` are prefetched.
-  void (*load_block)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next) = nullptr;
-  // Folds the loaded block into pairs [first, first + pairs).
-  void (*fold)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first,
-               int pairs) = nullptr;
+  // Folds the rows of each head into its pairs of every run: pair p of head h is pair h * head_pairs + p of the state.
+  // Asks for the rows of `next`, which come behind them and may be none, in advance.
+  void (*fold)(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int head_pairs,
+               std::span<const DecodeRun> runs) = nullptr;
   // to[i] += factor * from[i] for i < width, a multiple of kDecodePadding.
   void (*add)(float factor, const float* from, int width, float* to) = nullptr;
 
@@ -84,6 +115,22 @@ struct DecodeInstructionSet {
   // Once queries 0 to `pairs` - 1 are loaded, before blocks are folded into them.
   void (*pack_queries)(const DecodeState& state, int pairs) = nullptr;
 };
+
+// Folds head by head: load(rows, following) converts a head's rows where products do not read them in place, then
+// fold(rows, following, first, count) folds them into pairs [first, first + count) for every run. `following` are rows
+// to ask for, each in one call.
+template <class Load, class Fold>
+void FoldHeadByHead(const DecodeBlock& block, const DecodeBlock& next, int head_pairs, std::span<const DecodeRun> runs,
+                    const Load& load, const Fold& fold) {
+  for (int head = 0; head < block.heads; ++head) {
+    const DecodeHeadBlock rows = block.head(head);
+    const DecodeHeadBlock following = head + 1 < block.heads ? block.head(head + 1) : next.head(0);
+    load(rows, following);
+    for (const DecodeRun& run : runs) {
+      fold(rows, &run == &runs.front() ? following : DecodeHeadBlock{}, head * head_pairs + run.first, run.count);
+    }
+  }
+}
 
 // By run-time dispatch, every instruction set of every architecture, best first; null where it is not compiled in.
 std::span<const DecodeInstructionSet> DecodeInstructionSets();

@@ -39,6 +39,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/cpu/decode_amx.h"
 #include "kernels/cpu/decode_operands_amx-inl.h"
@@ -58,7 +59,7 @@ class TileFold {
   using Layout = DecodeTileLayout;
 
  public:
-  TileFold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first, int pairs)
+  TileFold(const DecodeState& state, const DecodeHeadBlock& block, const DecodeHeadBlock& next, int first, int pairs)
       : state_(state),
         block_(block),
         layout_(state),
@@ -207,7 +208,7 @@ class TileFold {
   }
 
   const DecodeState& state_;
-  const DecodeBlock& block_;
+  const DecodeHeadBlock& block_;
   const DecodeTileLayout layout_;
   const int first_, pairs_, groups_, steps_, strips_;
   Tiles tiles_;
@@ -219,8 +220,13 @@ class TileFold {
 };
 
 template <class Tiles>
-void FoldOnTiles(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first, int pairs) {
-  TileFold<Tiles>(state, block, next, first, pairs).Run();
+void FoldOnTiles(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int head_pairs,
+                 std::span<const DecodeRun> runs) {
+  FoldHeadByHead(
+      block, next, head_pairs, runs,
+      [&](const DecodeHeadBlock& rows, const DecodeHeadBlock& /*following*/) HWY_ATTR { LoadKeys(state, rows); },
+      [&](const DecodeHeadBlock& rows, const DecodeHeadBlock& following, int first, int count)
+          HWY_ATTR { TileFold<Tiles>(state, rows, following, first, count).Run(); });
 }
 template <class Tiles>
 void BeginTiles() {

@@ -38,7 +38,6 @@ DecodeInstructionSet DecodeTileInstructionSet(decltype(DecodeInstructionSet::fol
   DecodeInstructionSet set = DecodeBFloat16InstructionSet();
   if (set.fold == nullptr) return set;
 #if HWY_TARGETS & HWY_AVX3
-  set.load_block = N_AVX3::amx::LoadKeys;
   set.pack_queries = N_AVX3::amx::PackQueries;
 #endif
   set.fold = fold;

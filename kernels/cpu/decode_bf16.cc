@@ -11,7 +11,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
+#include <span>
+
+#include "kernels/cpu/decode_ahead_bf16-inl.h"
+#include "kernels/cpu/decode_products_bf16-inl.h"
 
 // GCC 12 warns of the operand that unmasked intrinsics leave undefined on purpose (its bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -24,17 +29,6 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kMaxSlack = 5.5f;  // as in softmax-inl.h
-constexpr int kHalves = 32;        // bf16 elements of a vector
-
-inline __m512bh AsHalves(__m512i v) {
-  return reinterpret_cast<__m512bh>(v);
-}
-
-// Loads 32 elements of a row, or as many as it has from `i` on, and zeros.
-inline __m512i LoadHalves(const std::byte* row, int i, int width) {
-  if (width - i >= kHalves) return _mm512_loadu_si512(row + 2 * i);
-  return _mm512_maskz_loadu_epi16((__mmask32{1} << (width - i)) - 1, row + 2 * i);
-}
 
 void LoadQuery(const DecodeState& state, int pair, const void* row) {
   uint16_t* const to = reinterpret_cast<uint16_t*>(state.query) + static_cast<size_t>(pair) * state.qk_stride;
@@ -43,128 +37,6 @@ void LoadQuery(const DecodeState& state, int pair, const void* row) {
   if (state.query_factor == 1.0f) return;
   for (int i = 0; i < state.qk_width; ++i) {
     to[i] = BFloat16FromFloat(state.query_factor * FloatFromBFloat16(to[i]));
-  }
-}
-
-// Where the products with the values read them.
-enum class Values : uint8_t {
-  kRows,         // in the cache's rows, interleaved on the way
-  kRowsAndKeep,  // likewise, and left in the state for the block's other tiles
-  kKept
-};
-
-// The share of one tile of pairs in asking for the next block. Every step of the products asks for a line or a few:
-// asked for in bursts, lines fill the queue of outstanding misses and hold up the products behind them.
-class Ahead {
- public:
-  // `turn` of `turns` tiles.
-  Ahead(const DecodeState& state, const DecodeBlock& next, int turn, int turns) : next_(next) {
-    // A step meets four lines that may be asked for. Under a latent cache scores and values read the same rows: the
-    // scores ask for the even ones, the values for the odd ones.
-    const int lines = state.value_in_key ? 2 : 4;
-    begin_ = lines * turn / turns;
-    end_ = next.count == kDecodeKeys ? lines * (turn + 1) / turns : begin_;
-    whole_ = begin_ == 0 && end_ == 4;
-    rows_of_four_ = whole_ && state.qk_width == 4 * kHalves;
-  }
-  // Steps of the scores are 32 columns of keys j to j + 3: line 0 is that of the first, 1 of the third, 2 and 3 of the
-  // others.
-  void AskKeys(int j, int column) const {
-    if (rows_of_four_) {
-#pragma GCC unroll 4
-      for (int line = 0; line < 4; ++line) Ask(next_.key[j + column / kHalves] + 2 * kHalves * line);
-      return;
-    }
-    if (whole_) {
-#pragma GCC unroll 4
-      for (int line = 0; line < 4; ++line) Ask(next_.key[j + line] + 2 * column);
-      return;
-    }
-    for (int line = begin_; line < end_; ++line) Ask(next_.key[j + (line % 2) * 2 + line / 2] + 2 * column);
-  }
-  // Steps of the values are 64 columns of values j and j + 1: lines 0 and 1 are those of the second.
-  void AskValues(int j, int column) const {
-    if (whole_) {
-#pragma GCC unroll 4
-      for (int line = 0; line < 4; ++line) Ask(next_.value[j + line / 2] + 2 * (column + line % 2 * kHalves));
-      return;
-    }
-    for (int line = begin_; line < end_; ++line) {
-      Ask(next_.value[j + 1 - line / 2] + 2 * (column + line % 2 * kHalves));
-    }
-  }
-  // Lines of a latent row that are not value.
-  void AskRest(const DecodeState& state, int j) const {
-    for (int column = state.v_width; column < state.qk_width; column += kHalves) Ask(next_.key[j + 1] + 2 * column);
-  }
-  bool asks() const {
-    return begin_ < end_;
-  }
-
- private:
-  // Not _mm_prefetch: GCC 12 takes a function that does nothing else for one without effect, and drops its calls.
-  static void Ask(const std::byte* address) {
-    asm volatile("prefetcht0 (%0)" ::"r"(address));
-  }
-
-  const DecodeBlock& next_;
-  int begin_, end_;    // of the lines of a step
-  bool whole_;         // all four, the common case of one tile: without a loop products are a third faster
-  bool rows_of_four_;  // and a step may ask for a whole row: in order, keys 128 wide come 3 to 6 % faster
-};
-
-// Nothing to do before the products: they read the rows as they lie, and prefetch the next block's between each other.
-void LoadBlock(const DecodeState& /*state*/, const DecodeBlock& /*block*/, const DecodeBlock& /*next*/) {}
-
-// The sums of four vectors' lanes.
-inline __m128 FourSums(const __m512* v) {
-  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
-  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
-  const __m512d ab2 = _mm512_castps_pd(ab), cd2 = _mm512_castps_pd(cd);
-  const __m512 sums =
-      _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab2, cd2)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab2, cd2)));
-  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(sums), _mm512_extractf32x8_ps(sums, 1));
-  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-// scores[r][j] = query r . key j. Missing keys of the last four repeat the first of them; their scores are not used.
-template <int kRows>
-inline void Scores(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead, const uint16_t* query) {
-  const int whole = state.qk_width / kHalves * kHalves;
-  for (int j = 0; j < block.count; j += 4) {
-    const std::byte* keys[4];
-    for (int k = 0; k < 4; ++k) keys[k] = block.key[j + k < block.count ? j + k : j];
-    __m512 sum[kRows][4];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) sum[r][k] = _mm512_setzero_ps();
-    }
-    for (int i = 0; i < whole; i += kHalves) {
-      ahead.AskKeys(j, i);
-      __m512bh key[4];
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) key[k] = AsHalves(_mm512_loadu_si512(keys[k] + 2 * i));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m512bh q = AsHalves(_mm512_load_si512(query + r * state.qk_stride + i));
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) sum[r][k] = _mm512_dpbf16_ps(sum[r][k], q, key[k]);
-      }
-    }
-    if (whole < state.qk_width) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) {
-        const __m512bh key = AsHalves(LoadHalves(keys[k], whole, state.qk_width));
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-          sum[r][k] =
-              _mm512_dpbf16_ps(sum[r][k], AsHalves(_mm512_load_si512(query + r * state.qk_stride + whole)), key);
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) _mm_store_ps(state.score + r * kDecodeKeys + j, FourSums(sum[r]));
   }
 }
 
@@ -222,109 +94,109 @@ inline void Softmax(const DecodeState& state, int count, int pair, float* row, f
   _mm512_store_ps(lane_weights, weight);
 }
 
-// Pairs of value rows as vdpbf16ps wants them: element 2i from the even row, 2i + 1 from the odd one.
-struct Interleave {
-  Interleave() {
-    alignas(64) uint16_t order[2][kHalves];
-    for (int i = 0; i < kHalves; ++i) {
-      order[0][i] = static_cast<uint16_t>(i / 2 + (i % 2) * kHalves);
-      order[1][i] = static_cast<uint16_t>(order[0][i] + kHalves / 2);
-    }
-    low = _mm512_load_si512(order[0]);
-    high = _mm512_load_si512(order[1]);
-  }
-  __m512i low, high;  // which elements make columns 0 to 15 and 16 to 31
-};
-
-// output[r][c] += sum over keys of weight and value for columns c in [first, first + 16 kVectors).
-template <int kRows, int kVectors, Values kValues>
-inline void AddColumns(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead,
-                       const Interleave& interleave, int first, float* output) {
-  static_assert(kVectors % 2 == 0);
-  output += first;
-  uint16_t* kept = reinterpret_cast<uint16_t*>(state.value) + 2 * first;
-  __m512 sum[kRows][kVectors];
-#pragma GCC unroll 8
+template <int kRows>
+__attribute__((noinline)) void ScoreTile(const DecodeState& state, const DecodeHeadBlock& block, Ahead& ahead,
+                                         int first) {
+  float* const scores = state.score + static_cast<size_t>(first) * kDecodeKeys;
+  Scores<kRows>(state, block, ahead,
+                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride, scores);
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c) sum[r][c] = _mm512_load_ps(output + r * state.v_stride + 16 * c);
-  }
-  __mmask32 present[kVectors / 2];  // columns of the value that there are
-  for (int c = 0; c < kVectors / 2; ++c) {
-    const int left = state.v_width - first - kHalves * c;
-    present[c] = left >= kHalves ? ~__mmask32{0} : (__mmask32{1} << std::max(left, 0)) - 1;
-  }
-  const int32_t* const weights = reinterpret_cast<const int32_t*>(state.score);
-  for (int j = 0; j < block.count; j += 2, kept += 2 * state.v_stride) {
-    __m512bh columns[kVectors];
-    if constexpr (kValues == Values::kKept) {
-#pragma GCC unroll 8
-      for (int c = 0; c < kVectors; ++c) columns[c] = AsHalves(_mm512_load_si512(kept + kHalves * c));
-    } else {
-      const bool odd = j + 1 < block.count;  // a row that is missing is zero, not just its weight: 0 * inf is NaN
-      const std::byte* const rows[2] = {block.value[j] + 2 * first, block.value[odd ? j + 1 : j] + 2 * first};
-#pragma GCC unroll 4
-      for (int c = 0; c < kVectors / 2; ++c) {
-        const __m512i a = _mm512_maskz_loadu_epi16(present[c], rows[0] + 2 * kHalves * c);
-        const __m512i b = _mm512_maskz_loadu_epi16(odd ? present[c] : 0, rows[1] + 2 * kHalves * c);
-        const __m512i low = _mm512_permutex2var_epi16(a, interleave.low, b);
-        const __m512i high = _mm512_permutex2var_epi16(a, interleave.high, b);
-        if constexpr (kValues == Values::kRowsAndKeep) {
-          _mm512_store_si512(kept + 2 * kHalves * c, low);
-          _mm512_store_si512(kept + 2 * kHalves * c + kHalves, high);
-        }
-        columns[2 * c] = AsHalves(low);
-        columns[2 * c + 1] = AsHalves(high);
-      }
-    }
-    ahead.AskValues(j, first);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m512bh weight = AsHalves(_mm512_set1_epi32(weights[r * kDecodeKeys + j / 2]));
-#pragma GCC unroll 8
-      for (int c = 0; c < kVectors; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], weight, columns[c]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kVectors; ++c) _mm512_store_ps(output + r * state.v_stride + 16 * c, sum[r][c]);
+    Softmax(state, block.count, first + r, scores + r * kDecodeKeys,
+            state.output + static_cast<size_t>(first + r) * state.v_stride);
   }
 }
 
 template <int kRows, Values kValues>
-__attribute__((noinline)) void FoldTile(const DecodeState& state, const DecodeBlock& block, const Ahead& ahead,
-                                        int first) {
-  Scores<kRows>(state, block, ahead,
-                reinterpret_cast<const uint16_t*>(state.query) + static_cast<size_t>(first) * state.qk_stride);
-  float* const output = state.output + static_cast<size_t>(first) * state.v_stride;
-  for (int r = 0; r < kRows; ++r) {
-    Softmax(state, block.count, first + r, state.score + r * kDecodeKeys, output + r * state.v_stride);
-  }
-  if (state.value_in_key && ahead.asks()) {
-    for (int j = 0; j < block.count; j += 2) ahead.AskRest(state, j);
-  }
-  const Interleave interleave;
-  int i = 0;
-  for (; i + 64 <= state.v_stride; i += 64) AddColumns<kRows, 4, kValues>(state, block, ahead, interleave, i, output);
-  if (i < state.v_stride) AddColumns<kRows, 2, kValues>(state, block, ahead, interleave, i, output);
+__attribute__((noinline)) void ValueTile(const DecodeState& state, const DecodeHeadBlock& block, Ahead& ahead,
+                                         int first) {
+  AddValues<kRows, kValues>(state, block, ahead, state.score + static_cast<size_t>(first) * kDecodeKeys,
+                            state.output + static_cast<size_t>(first) * state.v_stride);
 }
 
-using FoldFunction = void (*)(const DecodeState&, const DecodeBlock&, const Ahead&, int);
-template <int kRows>
-constexpr FoldFunction kFoldRows[] = {FoldTile<kRows, Values::kRows>, FoldTile<kRows, Values::kRowsAndKeep>,
-                                      FoldTile<kRows, Values::kKept>};
+using TileFunction = void (*)(const DecodeState&, const DecodeHeadBlock&, Ahead&, int);
+constexpr TileFunction kScoreRows[] = {nullptr,      ScoreTile<1>, ScoreTile<2>, ScoreTile<3>,
+                                       ScoreTile<4>, ScoreTile<5>, ScoreTile<6>};
+template <Values kValues>
+constexpr TileFunction kValueRows[] = {nullptr,
+                                       ValueTile<1, kValues>,
+                                       ValueTile<2, kValues>,
+                                       ValueTile<3, kValues>,
+                                       ValueTile<4, kValues>,
+                                       ValueTile<5, kValues>,
+                                       ValueTile<6, kValues>};
+static_assert(std::size(kScoreRows) == kDecodeRows + 1 && std::size(kValueRows<Values::kKept>) == kDecodeRows + 1);
 
-void Fold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int first, int pairs) {
-  static constexpr const FoldFunction* kFold[] = {nullptr,      kFoldRows<1>, kFoldRows<2>, kFoldRows<3>,
-                                                  kFoldRows<4>, kFoldRows<5>, kFoldRows<6>};
-  static_assert(std::size(kFold) == kDecodeRows + 1);
-  const int tiles = (pairs + kDecodeRows - 1) / kDecodeRows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const Ahead ahead(state, next, tile, tiles);
-    const Values values = tiles == 1 ? Values::kRows : tile == 0 ? Values::kRowsAndKeep : Values::kKept;
-    const int rows = std::min(pairs - tile * kDecodeRows, kDecodeRows);
-    kFold[rows][static_cast<int>(values)](state, block, ahead, first + tile * kDecodeRows);
+// The pairs of all heads that see a block, as register tiles.
+class Tiles {
+ public:
+  Tiles(int head_pairs, std::span<const DecodeRun> runs) : head_pairs_(head_pairs), runs_(runs) {
+    for (const DecodeRun& run : runs) count_ += TilesOf(run);
+  }
+  // Of each head.
+  int count() const { return count_; }
+  void Score(const DecodeState& state, const DecodeHeadBlock& rows, int head, Ahead& ahead) const {
+    ForEach(head, [&](int pair, int pairs) { kScoreRows[pairs](state, rows, ahead, pair); });
+  }
+  void AddValues(const DecodeState& state, const DecodeHeadBlock& rows, int head, Ahead& ahead) const {
+    const TileFunction* add = count_ == 1 ? kValueRows<Values::kRows> : kValueRows<Values::kRowsAndKeep>;
+    ForEach(head, [&](int pair, int pairs) {
+      add[pairs](state, rows, ahead, pair);
+      add = kValueRows<Values::kKept>;
+    });
+  }
+
+ private:
+  static int TilesOf(const DecodeRun& run) { return (run.count + kDecodeRows - 1) / kDecodeRows; }
+  template <class Tile>
+  void ForEach(int head, const Tile& tile) const {
+    for (const DecodeRun& run : runs_) {
+      // As equal as they can be: a tile of two rows takes as many loads as one of six.
+      int first = head_pairs_ * head + run.first, left = run.count;
+      for (int tiles = TilesOf(run); tiles > 0; --tiles) {
+        const int rows = (left + tiles - 1) / tiles;
+        tile(first, rows);
+        first += rows;
+        left -= rows;
+      }
+    }
+  }
+
+  const int head_pairs_;
+  const std::span<const DecodeRun> runs_;
+  int count_ = 0;
+};
+
+void Fold(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& next, int head_pairs,
+          std::span<const DecodeRun> runs) {
+  const Tiles tiles(head_pairs, runs);
+  const bool once = tiles.count() == 1;
+  const int score_steps = tiles.count() * ScoreSteps(state, block.count);
+  const int value_steps = tiles.count() * ValueSteps(state, block.count);
+  const int key_bytes = 2 * state.qk_width, value_bytes = 2 * state.v_width;
+  const DecodeHeadBlock behind = next.head(0);
+  if (state.value_in_key) {
+    for (int head = 0; head < block.heads; ++head) {
+      const DecodeHeadBlock rows = block.head(head);
+      const DecodeHeadBlock then = head + 1 < block.heads ? block.head(head + 1) : behind;
+      Ahead ahead(rows.key, rows.count, then.key, then.count, key_bytes, score_steps + value_steps, false);
+      tiles.Score(state, rows, head, ahead);
+      tiles.AddValues(state, rows, head, ahead);
+    }
+    return;
+  }
+  // All heads' scores come before the first head's values: a page has its keys behind each other, then its values.
+  for (int head = 0; head < block.heads; ++head) {
+    const DecodeHeadBlock rows = block.head(head);
+    const DecodeRows then = head + 1 < block.heads ? block.head(head + 1).key : block.head(0).value;
+    Ahead ahead(rows.key, rows.count, then, rows.count, key_bytes, score_steps, once);
+    tiles.Score(state, rows, head, ahead);
+  }
+  for (int head = 0; head < block.heads; ++head) {
+    const DecodeHeadBlock rows = block.head(head);
+    const bool last = head + 1 == block.heads;
+    Ahead ahead(rows.value, rows.count, last ? behind.key : block.head(head + 1).value,
+                last ? behind.count : rows.count, value_bytes, value_steps, once);
+    tiles.AddValues(state, rows, head, ahead);
   }
 }
 
@@ -358,8 +230,7 @@ HWY_POP_ATTRIBUTES
 namespace tessera::cpu {
 
 const DecodeInstructionSet& DecodeBFloat16InstructionSet() {
-  static constexpr DecodeInstructionSet set{HWY_AVX3,       bfloat16::LoadQuery, bfloat16::LoadBlock,
-                                            bfloat16::Fold, bfloat16::Add,       true};
+  static constexpr DecodeInstructionSet set{HWY_AVX3, bfloat16::LoadQuery, bfloat16::Fold, bfloat16::Add, true};
   return set;
 }
 bool HasBFloat16Dot() {

@@ -131,7 +131,7 @@ class CpuDecoder final : public DecodeKernel {
     const size_t query = static_cast<size_t>(prototype.most_pairs) * prototype.qk_stride;
     const size_t key = static_cast<size_t>(kDecodeKeys) * prototype.qk_stride;
     const size_t value = static_cast<size_t>(kDecodeKeys) * prototype.v_stride;
-    const size_t score = size_t{kDecodeRows} * kDecodeKeys;
+    const size_t score = static_cast<size_t>(prototype.most_pairs + kDecodeRows - 1) * kDecodeKeys;
     const size_t scratch = set_.scratch_floats != nullptr ? set_.scratch_floats(prototype) : 0;
     const size_t floats = query + key + value + score + scratch;
     std::atomic<bool> failed = memory == nullptr;
@@ -196,7 +196,6 @@ class CpuDecoder final : public DecodeKernel {
             DecodeState& state) const {
     DecodeReader reader(args, wave, begin, end, set_.block_keys);
     DecodePlace places[2];
-    static constexpr DecodeBlock nothing{};
     int now = 0;
     size_t begun = begin;
     Begin(args, wave, wave.tasks[begun], partials, state);
@@ -205,11 +204,8 @@ class CpuDecoder final : public DecodeKernel {
       const DecodePlace& place = places[now];
       more = reader.Next(&places[1 - now]);
       while (begun < place.task) Begin(args, wave, wave.tasks[++begun], partials, state);
-      set_.load_block(state, place.block, places[1 - now].block);
-      for (const DecodeSegment::Run& run : place.segment->runs) {
-        const DecodeBlock& next = &run == &place.segment->runs.front() ? places[1 - now].block : nothing;
-        set_.fold(state, place.block, next, place.first_pair + run.first, run.count);
-      }
+      set_.fold(state, place.block, places[1 - now].block, wave.heads(wave.tasks[place.task]).front().pairs(),
+                place.segment->runs);
       now = 1 - now;
     }
     // Tasks behind the last visible key have partial results too.

@@ -49,8 +49,8 @@ struct KeyRows {
 
 // The tiles of keys from `base` on. A tile load takes rows at any equal distance, so keys are read where they lie as
 // long as they fill their tiles and no row ends inside a register's: what follows it may be NaN.
-HWY_INLINE KeyRows KeysAt(const DecodeState& state, const DecodeTileLayout& layout, const DecodeBlock& block, int base,
-                          bool* in_place) {
+HWY_INLINE KeyRows KeysAt(const DecodeState& state, const DecodeTileLayout& layout, const DecodeHeadBlock& block,
+                          int base, bool* in_place) {
   const int rows = std::min(block.count - base, 2 * kTileRows);
   const auto address = [&](int j) HWY_ATTR { return reinterpret_cast<uintptr_t>(block.key[base + j]); };
   *in_place = rows % kTileRows == 0 && state.qk_width == state.qk_stride;
@@ -67,7 +67,7 @@ HWY_INLINE KeyRows KeysAt(const DecodeState& state, const DecodeTileLayout& layo
 }
 
 // Copies keys that cannot be read where they lie, padded with zeros; those missing in a tile are zero.
-inline void LoadKeys(const DecodeState& state, const DecodeBlock& block, const DecodeBlock& /*next*/) {
+inline void LoadKeys(const DecodeState& state, const DecodeHeadBlock& block) {
   const DecodeTileLayout layout(state);
   for (int base = 0; base < block.count; base += 2 * kTileRows) {
     bool in_place;
@@ -84,7 +84,7 @@ inline void LoadKeys(const DecodeState& state, const DecodeBlock& block, const D
 // cache until every pair's weights have met them.
 class ValuePacker {
  public:
-  ValuePacker(const DecodeState& state, const DecodeBlock& block) : block_(block), width_(state.v_width) {}
+  ValuePacker(const DecodeState& state, const DecodeHeadBlock& block) : block_(block), width_(state.v_width) {}
 
   // Calls of Piece() that a block takes.
   static int Pieces(int count) {
@@ -101,7 +101,7 @@ class ValuePacker {
   }
   HWY_NOINLINE void Piece() {
     // Of this object the loops use copies: the compiler must take each store for one to its members.
-    const std::byte* const* const rows = block_.value + key_;
+    const DecodeRows rows = block_.value.From(key_);
     const size_t offset = offset_;
     if (HWY_LIKELY(key_ + kPieceKeys <= block_.count && present_ == ~__mmask32{0})) {
       Pack(interleave_, to_, [=](int key) HWY_ATTR { return _mm512_loadu_si512(rows[key] + offset); });
@@ -132,7 +132,7 @@ class ValuePacker {
     }
   }
 
-  const DecodeBlock& block_;
+  const DecodeHeadBlock& block_;
   const int width_;
   const bfloat16::Interleaver interleave_;
   size_t offset_ = 0;  // bytes
@@ -146,7 +146,7 @@ class ValuePacker {
 // They go to the second-level cache: a block of 256 latent rows is 288 KiB, six times the first.
 class Ahead {
  public:
-  Ahead(const DecodeState& state, const DecodeBlock& next, int64_t turns)
+  Ahead(const DecodeState& state, const DecodeHeadBlock& next, int64_t turns)
       : next_(next),
         turns_(turns),
         key_bytes_(2 * state.qk_width),
@@ -184,7 +184,7 @@ class Ahead {
     return row;
   }
 
-  const DecodeBlock& next_;
+  const DecodeHeadBlock& next_;
   const int64_t turns_;
   const int key_bytes_, value_bytes_;
   const int64_t lines_;

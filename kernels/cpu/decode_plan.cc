@@ -44,7 +44,8 @@ Range UnionOf(const DecodeSequence& sequence, const Range& rows) {
   return keys;
 }
 
-// The pairs of a sequence, neighbours that see the same keys with as many pairs each together: they share tasks.
+// The pairs of a sequence, those of neighbouring heads that see the same keys with as many pairs each together: they
+// share tasks.
 std::vector<std::vector<DecodePairs>> GroupsOf(const DecodeArgs& args, const DecodeSequence& sequence) {
   std::vector<std::vector<DecodePairs>> groups;
   const auto rows = static_cast<int64_t>(sequence.visible.size());
@@ -58,7 +59,8 @@ std::vector<std::vector<DecodePairs>> GroupsOf(const DecodeArgs& args, const Dec
         DecodePairs pairs{&sequence, kv_head, together, some, UnionOf(sequence, together)};
         const auto fits = [&](const std::vector<DecodePairs>& group) {
           const DecodePairs& first = group.front();
-          return pairs.rows == first.rows && pairs.keys == first.keys && pairs.heads.size() == first.heads.size() &&
+          return pairs.kv_head == first.kv_head + static_cast<int>(group.size()) && pairs.rows == first.rows &&
+                 pairs.keys == first.keys && pairs.heads.size() == first.heads.size() &&
                  static_cast<int>(group.size() + 1) * first.pairs() <= kMostPairs;
         };
         if (groups.empty() || !fits(groups.back())) groups.emplace_back();

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cpu/decode.h"
 #include "kernels/decode.h"
 
 namespace tessera::cpu {
@@ -25,8 +26,9 @@ struct DecodePairs {
   size_t chunks() const { return keys.empty() ? 0 : static_cast<size_t>((keys.size() + chunk_keys - 1) / chunk_keys); }
 };
 
-// A chunk of the keys of DecodePairs that differ in their heads only: what one thread folds, page by page, into partial
-// results of its own. The heads of a page lie behind each other, so memory is read in longer runs than one head has.
+// A chunk of the keys of DecodePairs that differ in their heads only, neighbours: what one thread folds, page by page,
+// into partial results of its own. The heads of a page lie behind each other, so memory is read in longer runs than one
+// head has.
 struct DecodeTask {
   size_t first_head = 0;  // in DecodeWave::pairs
   size_t heads = 0;
@@ -46,14 +48,10 @@ struct DecodeWave {
 };
 std::vector<DecodeWave> PlanDecode(const DecodeArgs& args);
 
-// Keys that the same pairs see, with those pairs as runs [first, first + count).
+// Keys that the same pairs see, and those pairs.
 struct DecodeSegment {
   Range keys;
-  struct Run {
-    int first = 0;
-    int count = 0;
-  };
-  std::vector<Run> runs;
+  std::vector<DecodeRun> runs;
 };
 // Cuts a chunk where a row begins or ends to see. No key of a segment is hidden from any of its pairs, so kernels need
 // no masks and never touch what a row must not see. Keys that nobody sees are in no segment.

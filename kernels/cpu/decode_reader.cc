@@ -52,12 +52,11 @@ bool DecodeReader::Next(DecodePlace* place) {
   place->task = begin_ + task_;
   place->segment = &segments_[task_][segment_];
   const std::span<const DecodePairs> heads = wave_.heads(wave_.tasks[place->task]);
-  const DecodePairs& pairs = heads[head_];
   const Range now{keys_.begin, std::min(keys_.end, keys_.begin + block_keys_)};
-  place->first_pair = pairs.first_pair;
-  Read(cache_, pairs.sequence->pages, pairs.kv_head, now, &place->block);
-  if (++head_ < heads.size()) return true;
-  head_ = 0;
+  place->block.heads = static_cast<int>(heads.size());
+  place->block.key_head_stride = cache_.key_head_stride;
+  place->block.value_head_stride = cache_.value_head_stride;
+  Read(cache_, heads.front().sequence->pages, heads.front().kv_head, now, &place->block);
   keys_.begin = now.end;
   if (keys_.empty()) Enter(task_, segment_ + 1);
   return true;

@@ -14,11 +14,10 @@ namespace tessera::cpu {
 struct DecodePlace {
   size_t task = 0;                         // in DecodeWave::tasks
   const DecodeSegment* segment = nullptr;  // of the reader
-  int first_pair = 0;                      // of the head whose keys these are, among the pairs of the task
   DecodeBlock block;
 };
 
-// Visits the blocks of tasks [begin, end), up to `block_keys` rows each, those of all heads before the next keys.
+// Visits the blocks of tasks [begin, end), up to `block_keys` rows each of all heads of the task.
 // Arguments must outlive it.
 class DecodeReader {
  public:
@@ -36,7 +35,7 @@ class DecodeReader {
   const size_t begin_;
   const int block_keys_;
   std::vector<std::vector<DecodeSegment>> segments_;  // of each task
-  size_t task_ = 0, segment_ = 0, head_ = 0;          // of the next block; task_ counts from begin_
+  size_t task_ = 0, segment_ = 0;                     // of the next block; task_ counts from begin_
   Range keys_;                                        // of the segment, those to come
 };
 
