@@ -110,4 +110,11 @@ StatusOr<double> CudaEvent::Seconds(const CudaEvent& begin, const CudaEvent& end
   return milliseconds / 1000.0;
 }
 
+Status WaitForSubmitted(const CudaDevice& device, CUstream_st* stream, std::string_view what,
+                        std::chrono::milliseconds deadline) {
+  TESSERA_ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create(device));
+  TESSERA_RETURN_IF_ERROR(end.Record(stream));
+  return end.Synchronize(what, deadline);
+}
+
 }  // namespace tessera

@@ -62,4 +62,8 @@ class CudaEvent {
   std::unique_ptr<CUevent_st, Destroy> handle_;
 };
 
+// Waits for what was submitted to the stream so far, and not for what others submit meanwhile. Not for the hot path.
+Status WaitForSubmitted(const CudaDevice& device, CUstream_st* stream, std::string_view what,
+                        std::chrono::milliseconds deadline = kLongestGpuWait);
+
 }  // namespace tessera

@@ -1,6 +1,7 @@
 #include "runtime/latent/cuda/moment.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "runtime/device/cuda/stream.h"
 #include "runtime/latent/cuda/upload.h"
@@ -62,9 +63,8 @@ Status CudaLatentMoment::Add(const ConstTensorView& latents) {
 Status CudaLatentMoment::Fetch() {
   if (pending_tokens_ == 0) return absl::OkStatus();
   TESSERA_RETURN_IF_ERROR(CopyAsync(fetched_.data(), sums_.data(), sums_.bytes(), stream_));
-  TESSERA_ASSIGN_OR_RETURN(CudaEvent arrived, CudaEvent::Create(device_));
-  TESSERA_RETURN_IF_ERROR(arrived.Record(stream_));
-  TESSERA_RETURN_IF_ERROR(arrived.Synchronize("adding up the moments of latents", std::chrono::minutes(1)));
+  TESSERA_RETURN_IF_ERROR(
+      WaitForSubmitted(device_, stream_, "adding up the moments of latents", std::chrono::minutes(1)));
   const auto* const sums = reinterpret_cast<const float*>(fetched_.data());
   const size_t count = second_.values.size();
   for (size_t i = 0; i < count; ++i) second_.values[i] += sums[i];

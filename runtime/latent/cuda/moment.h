@@ -2,7 +2,6 @@
 // calibration text, without the latents leaving the GPU.
 #pragma once
 
-#include <chrono>
 #include <optional>
 
 #include "kernels/cuda/linear.h"

@@ -21,9 +21,7 @@ StatusOr<DeviceBuffer> DeviceUploads::Add(std::span<const float> values, std::st
 
 Status DeviceUploads::Finish() {
   if (on_their_way_.empty()) return absl::OkStatus();
-  TESSERA_ASSIGN_OR_RETURN(CudaEvent arrived, CudaEvent::Create(device_));
-  TESSERA_RETURN_IF_ERROR(arrived.Record(stream_));
-  TESSERA_RETURN_IF_ERROR(arrived.Synchronize("copying weights to the GPU"));
+  TESSERA_RETURN_IF_ERROR(WaitForSubmitted(device_, stream_, "copying weights to the GPU"));
   on_their_way_.clear();
   return absl::OkStatus();
 }

@@ -1,6 +1,7 @@
 // Streams, events, buffers and copies of runtime/device/cuda.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 #include <thread>
@@ -102,6 +103,20 @@ TEST_F(CudaDeviceTest, EventsOrderStreams) {
   }
   EXPECT_TRUE(copied->Done().value());
   EXPECT_TRUE(other->Done().value());
+}
+
+TEST_F(CudaDeviceTest, WhatWasSubmittedIsWaitedForWithADeadline) {
+  constexpr int64_t kBytes = 128 * kMiB;
+  DeviceBuffer buffer = Buffer(kBytes);
+  std::vector<uint8_t> received(kBytes);
+  // Fills of 2 GiB take longer than a millisecond on any CPU.
+  for (int i = 0; i < 16; ++i) Ok(FillAsync(buffer.data(), static_cast<uint8_t>(i), kBytes, stream()));
+  Ok(CopyAsync(received.data(), buffer.data(), kBytes, stream()));
+  const Status status = WaitForSubmitted(*device_, stream(), "the last fill", 1ms);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(status.message(), "the last fill has not finished on the GPU within 1 ms");
+  Ok(WaitForSubmitted(*device_, stream(), "the copy"));
+  EXPECT_TRUE(std::all_of(received.begin(), received.end(), [](uint8_t byte) { return byte == 15; }));
 }
 
 TEST_F(CudaDeviceTest, TimedEventsMeasure) {
